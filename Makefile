@@ -1,0 +1,86 @@
+# Confide: everything a developer runs. Needs Python 3.11 or newer, make and git; installs into .venv, runs in .confide.
+# To add a target: write `name: $(DEV) ## what it does` and call the tools through $(BIN); `make help` finds it.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PORT ?= 8080
+WORKERS ?= 2
+ARGS ?=
+BIN := .venv/bin
+
+# --- The virtual environment -------------------------------------------------------------------------------------------
+# A stamp is named after the lock it was made from (and the checkout's path, which the scripts in .venv hold), so that a
+# changed lock or a moved checkout installs again, and anything else starts at once.
+key = $(shell { pwd; cat pyproject.toml $(1); } | cksum | cut -d' ' -f1)
+RUN := .venv/.run-$(call key,requirements-embedded.lock)
+DEV := .venv/.dev-$(call key,requirements-dev.lock)
+BENCH := .venv/.bench-$(call key,requirements-bench.lock)
+
+# The first interpreter that is new enough and can make an environment.
+find_python = for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done
+
+# $(call install,lock,stamp's stem): the environment, the lock, then the checkout itself, editable, with locked build tools.
+define install
+@if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  py=$$($(find_python)); \
+	  if [ -z "$$py" ]; then \
+	    echo 'Confide needs Python 3.11 or newer with venv and ensurepip (on Debian: python3 and python3-venv).' >&2; \
+	    echo 'Install it, or name one: make PYTHON=/path/to/python3.12 ...' >&2; exit 1; fi; \
+	  echo "Making .venv with $$py"; "$$py" -m venv --clear .venv; fi
+@echo 'Installing $(1) into .venv (once; a later start takes seconds)'
+@PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install -q --no-input --require-hashes -r $(1)
+@PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install -q --no-input --no-deps --no-build-isolation -e .
+@rm -f $(2)-* && touch $@
+endef
+
+$(RUN):
+	$(call install,requirements-embedded.lock,.venv/.run)
+
+$(DEV):
+	$(call install,requirements-dev.lock,.venv/.dev)
+
+$(BENCH): $(DEV)
+	$(call install,requirements-bench.lock,.venv/.bench)
+
+# --- What a developer runs ---------------------------------------------------------------------------------------------
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(RUN) ## serve on PORT (8080) with an embedded PostgreSQL and a demo tenant; state is in .confide
+	@CONFIDE_ENV="$${CONFIDE_ENV:-dev}" exec $(BIN)/confide serve --demo --port "$(PORT)"
+
+.PHONY: test
+test: $(DEV) ## run the tests on WORKERS (2) processes; ARGS adds pytest arguments: make test ARGS='tests/embedded -k kill'
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+.PHONY: check
+check: $(DEV) ## format, lint, types and import rules; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: fix
+fix: $(DEV) ## format, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock: $(DEV) ## resolve pyproject.toml again into the four locks, the newest versions with hashes and no registry's address
+	$(compile) -o requirements.lock
+	$(compile) --extra embedded --group build -c requirements.lock -o requirements-embedded.lock
+	$(compile) --extra embedded --extra dev --group build -c requirements-embedded.lock -o requirements-dev.lock
+	$(compile) --extra embedded --extra dev --extra bench --group build -c requirements-dev.lock -o requirements-bench.lock
+
+compile = $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml
+
+.PHONY: clean
+clean: ## remove .venv, caches and build products; .confide (data and keys) stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	find app tests migrations bench sdk -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
