@@ -103,15 +103,15 @@ class Request:
         self,
         method: str,
         route: Route,
-        params: tuple[UUID | str, ...],
         headers: dict[bytes, bytes],
+        *,
         request_id_text: str,
         trace_id: str,
         client_address: str,
     ) -> None:
         self.method = method
         self.route = route
-        self._params = params
+        self._params: tuple[UUID | str, ...] = ()
         self.headers = headers
         """Raw, by lower-case name. A repeated header that must be single was refused before."""
         self.request_id_text = request_id_text
@@ -122,6 +122,10 @@ class Request:
         """Every declared parameter by name, converted; absent ones have their declared default."""
         self.caller_or_none: Caller | None = None
         self.purpose_or_none: Purpose | None = None
+
+    def fill_path(self, params: tuple[UUID | str, ...]) -> None:
+        """The dispatcher's: decoded path parameters, in the template's order."""
+        self._params = params
 
     @property
     def caller(self) -> Caller:
