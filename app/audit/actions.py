@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 _CONTEXT = {
     "context.load": "Opened what a dialogue turn needs from one container: objects and turns.",
-    "context.commit": "Sealed the changes of a dialogue turn in one container, all or nothing; may have opened others to do so.",
+    "context.commit": "Sealed the changes of a dialogue turn in one container, all or nothing.",
     "context.read": "Opened context objects of one container.",
     "context.write": "Sealed context objects in one container.",
     "context.delete": "Deleted context objects of one container.",

@@ -38,7 +38,7 @@ class NoteError(ValueError):
 
 
 def _base64(text: str) -> bytes:
-    """Strict RFC 4648 section 4. ``validate=True`` alone takes 'QR==' for 'QQ==', so the text must re-encode to itself."""
+    """Strict RFC 4648 section 4. ``validate=True`` alone takes 'QR==' for 'QQ==': the text must re-encode to itself."""
     try:
         data = b64decode(text.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error):
@@ -87,7 +87,8 @@ class VerifierKey:
             raise NoteError("a verifier key whose id doesn't match its name and public key")
         return key
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """What ``parse`` reads: what auditors are given."""
         return f"{self.name}+{self.id.hex()}+{b64encode(_ALGORITHM + self.public).decode()}"
 
     def verify(self, text: bytes, signature: bytes) -> None:

@@ -95,12 +95,9 @@ def _time(value: Any) -> object:
 
 
 def _pairs(value: Any, rule: Rule) -> bool:
-    if not isinstance(value, (list, tuple)):
-        return False
-    for item in value:
-        if not (isinstance(item, (list, tuple)) and len(item) == 2 and rule(item[0]) and rule(item[1])):
-            return False
-    return True
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(item, (list, tuple)) and len(item) == 2 and rule(item[0]) and rule(item[1]) for item in value
+    )
 
 
 def _objects(value: Any) -> bool:
@@ -168,8 +165,8 @@ FIELDS: Mapping[str, Field] = {
 }
 
 _RULES = {name: field.rule for name, field in FIELDS.items()}
-# Within the allowed values orjson writes exactly RFC 8785: its escapes are those of section 3.2.2.2, and for ASCII names
-# the order by UTF-16 code units of section 3.2.3 is the order of the bytes. A property test holds it to that.
+# Within the allowed values orjson writes exactly RFC 8785: its escapes are those of section 3.2.2.2, and for ASCII
+# names the order by UTF-16 code units of section 3.2.3 is that of the bytes. A property test holds it to that.
 _SORTED = orjson.OPT_SORT_KEYS
 
 
@@ -186,7 +183,7 @@ def encode(event: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """The event in a leaf entry. Refuses bytes that ``encode`` would not have made: spaces, order, escapes, duplicates."""
+    """The event in a leaf entry. Refuses bytes that ``encode`` would not have made: spaces, order, duplicates."""
     if len(line) > MAX_ENTRY_BYTES:
         raise EventError(f"the line is larger than {MAX_ENTRY_BYTES} bytes")
     try:

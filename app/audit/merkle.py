@@ -262,7 +262,7 @@ def _check_growth(old_size: int, new_size: int) -> None:
 
 
 def verify_range(
-    first: int, leaves: Iterable[bytes], size: int, left: Sequence[bytes], right: Sequence[bytes], expected_root: bytes
+    first: int, leaves: Iterable[bytes], left: Sequence[bytes], right: Sequence[bytes], *, size: int, root: bytes
 ) -> None:
     """Raises ProofError unless ``leaves`` are exactly those from ``first`` on in the tree of that size and root."""
     frontier = Frontier(first, left)
@@ -272,7 +272,7 @@ def verify_range(
         raise ProofError("the range is not in the tree")
     for (level, _), hash_ in zip(_same_length(cover(frontier.size, size), right), right, strict=True):
         frontier.append_subtree(level, hash_)
-    if frontier.root() != expected_root:
+    if frontier.root() != root:
         raise ProofError("the range leads to another root")
 
 
