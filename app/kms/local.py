@@ -138,7 +138,7 @@ class LocalProvider:
                 os.link(draft, path)  # unlike rename, link refuses to replace
             finally:
                 os.close(descriptor)
-                os.unlink(draft)
+                draft.unlink()
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)

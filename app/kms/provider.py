@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
+from typing_extensions import Self
+
 from app.crypto.secret import SecretKey
 
 HALF_BYTES = 32
@@ -163,6 +165,11 @@ class KmsError(Exception):
             self.alarm = alarm
         if endpoint_fault is not None:
             self.endpoint_fault = endpoint_fault
+
+    def copy(self) -> Self:
+        """The same error for another caller who waited for the same answer, without the first one's ``call``."""
+        fault = self.endpoint_fault
+        return type(self)(self.code, self.detail, retry_after=self.retry_after, alarm=self.alarm, endpoint_fault=fault)
 
 
 class KmsDenied(KmsError):
