@@ -1,0 +1,428 @@
+"""The JSON bodies of the dialogue routes. Unknown fields are refused; texts and lists are bounded.
+
+Names that clients choose (external ids, subjects, labels, collections, keys, tags) are texts of 1 to 512 characters
+without control characters. A value is given either inline as ``json`` (stored canonically) or as ``base64`` (byte-exact).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+_TEXT = "^[^\\x00-\\x1f\\x7f-\\x9f]*$"
+Name = Annotated[str, Meta(min_length=1, max_length=512, pattern=_TEXT, description="1 to 512 characters, no controls.")]
+Collection = Annotated[str, Meta(min_length=1, max_length=256, pattern=_TEXT)]
+Tag = Annotated[str, Meta(min_length=1, max_length=256, pattern=_TEXT)]
+Tags = Annotated[list[Tag], Meta(max_length=16)]
+Labels = Annotated[list[Tag], Meta(max_length=16)]
+ContentType = Annotated[
+    str,
+    Meta(
+        max_length=255,
+        pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*;[\x20-\x7e\t]*)?$",
+        description="A media type (RFC 9110 section 8.3).",
+    ),
+]
+Base64 = Annotated[str, Meta(description="RFC 4648 section 4, canonical: padded, no line breaks.")]
+VersionText = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$",
+        description="A version as answered before, or * for any.",
+    ),
+]
+AnyVersion = Annotated[str, Meta(pattern=r"^\*$", description="Only *: nothing may be stored yet.")]
+Count = Annotated[int, Meta(ge=1, le=1000)]
+Number = Annotated[int, Meta(ge=0, le=9007199254740991)]
+Seconds = Annotated[int, Meta(ge=1, le=315360000, description="Seconds.")]
+
+
+class In(Struct, forbid_unknown_fields=True, gc=False):
+    """A request's part."""
+
+
+class Out(Struct, omit_defaults=True, gc=False):
+    """An answer's part."""
+
+
+# ---------------------------------------------------------------- values
+
+
+class TurnIn(In):
+    """A turn to append."""
+
+    json: Raw | UnsetType = UNSET
+    base64: Base64 | UnsetType = UNSET
+    content_type: ContentType | None = None
+
+
+class ObjectIn(In):
+    """A context object to put. ``if_match`` and ``if_none_match`` are the preconditions of RFC 9110, for this object."""
+
+    collection: Collection
+    key: Name
+    json: Raw | UnsetType = UNSET
+    base64: Base64 | UnsetType = UNSET
+    content_type: ContentType | None = None
+    tags: Tags = []
+    if_match: VersionText | None = None
+    if_none_match: AnyVersion | None = None
+
+
+class MergeIn(In):
+    """A JSON merge patch (RFC 7396) of a stored JSON object; an absent one counts as empty."""
+
+    collection: Collection
+    key: Name
+    json: Raw
+    if_match: VersionText | None = None
+
+
+class DeleteIn(In):
+    """Delete one object (``collection`` and ``key``), a collection, everything with a ``tag``, or all of a collection but its
+    newest ``keep_newest``.
+    """
+
+    collection: Collection | None = None
+    key: Name | None = None
+    tag: Tag | None = None
+    keep_newest: Annotated[int, Meta(ge=0, le=100000)] | None = None
+    if_match: VersionText | None = None
+
+
+class ObjectOut(Out):
+    """A context object as stored. ``json`` where its bytes are JSON, else ``base64``."""
+
+    collection: str
+    key: str
+    version: UUID
+    content_type: str
+    commit: int
+    created_at: datetime
+    updated_at: datetime
+    json: Raw | UnsetType = UNSET
+    base64: str | UnsetType = UNSET
+    tags: list[str] = []
+
+
+class TurnOut(Out):
+    """A turn as stored. Numbers are gap-free and never reused; removed turns are left out."""
+
+    number: int
+    id: UUID
+    content_type: str
+    commit: int
+    created_at: datetime
+    json: Raw | UnsetType = UNSET
+    base64: str | UnsetType = UNSET
+
+
+# ---------------------------------------------------------------- containers
+
+
+class Ttl(In, omit_defaults=True):
+    """Time to live. ``idle`` runs from the last write, ``absolute`` from the creation; the earlier one ends the container."""
+
+    idle: Seconds | None = None
+    absolute: Seconds | None = None
+
+
+class SessionIn(In):
+    """Get or create a session. With an ``external_id`` that is known, the existing session is answered unchanged."""
+
+    external_id: Name | None = None
+    subject: Name | None = None
+    labels: Labels = []
+    ttl: Ttl | None = None
+
+
+class SessionPatch(In):
+    """What may be changed of a session. An absent field stays as it is."""
+
+    labels: Labels | UnsetType = UNSET
+    ttl: Ttl | UnsetType = UNSET
+    hold: bool | UnsetType = UNSET
+
+
+class SessionLookup(In):
+    """Exactly one of the three."""
+
+    external_id: Name | None = None
+    subject: Name | None = None
+    label: Tag | None = None
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    cursor: str | None = None
+
+
+class SubjectIn(In):
+    """Get or create the container of a data subject."""
+
+    external_id: Name
+
+
+class AppIn(In):
+    """Get or create a container that the tenant's application shares."""
+
+    name: Name
+
+
+class ContainerOut(Out):
+    """A container's record. ``expires_at`` is absent where nothing ends it."""
+
+    id: UUID
+    kind: str
+    commit: int
+    created_at: datetime
+    updated_at: datetime
+    external_id: str | None = None
+    subject_id: UUID | None = None
+    labels: list[str] = []
+    ttl: Ttl | None = None
+    hold: bool = False
+    turns: int = 0
+    expires_at: datetime | None = None
+
+
+class SessionsOut(Out):
+    sessions: list[ContainerOut]
+    cursor: str | None = None
+
+
+class BranchIn(In):
+    """Copy a session up to a turn or a commit, under a new container key. Objects changed after ``commit`` are left out."""
+
+    turn: Number | None = None
+    commit: Number | None = None
+    external_id: Name | None = None
+    labels: Labels = []
+    ttl: Ttl | None = None
+
+
+class BranchOut(Out):
+    session: ContainerOut
+    objects: int
+    turns: int
+    omitted: int
+
+
+# ---------------------------------------------------------------- load
+
+
+class SelectorIn(In):
+    """Part of a container: all of it (empty), a ``collection``, one ``key`` of it, a ``tag``, the ``newest`` n of these."""
+
+    collection: Collection | None = None
+    key: Name | None = None
+    tag: Tag | None = None
+    newest: Count | None = None
+
+
+Selectors = Annotated[list[SelectorIn], Meta(max_length=32)]
+
+
+class TurnsIn(In):
+    """Turns to load: the ``last`` n."""
+
+    last: Count
+
+
+class LoadIn(In):
+    """All that a turn needs, in one round trip. Name the session by ``session`` or ``external_id``.
+
+    ``subject`` true loads the context of the session's subject (``subject_context`` narrows it), ``app`` that of an app.
+    """
+
+    session: UUID | None = None
+    external_id: Name | None = None
+    context: Selectors | None = None
+    turns: TurnsIn | None = None
+    subject: bool = False
+    subject_context: Selectors | None = None
+    app: Name | None = None
+    app_context: Selectors | None = None
+
+
+class LoadedContainer(Out):
+    """A container's part of a load: its id, commit number and what was selected, newest first."""
+
+    id: UUID
+    commit: int
+    created_at: datetime
+    updated_at: datetime
+    context: list[ObjectOut] = []
+    truncated: bool = False
+
+
+class LoadOut(Out):
+    session: LoadedContainer
+    turns: list[TurnOut] = []
+    subject: LoadedContainer | None = None
+    app: LoadedContainer | None = None
+
+
+# ---------------------------------------------------------------- commit
+
+Puts = Annotated[list[ObjectIn], Meta(max_length=256)]
+Merges = Annotated[list[MergeIn], Meta(max_length=64)]
+Deletes = Annotated[list[DeleteIn], Meta(max_length=256)]
+
+
+class CreateIn(In):
+    """What the session is created with where the external id names none yet."""
+
+    subject: Name | None = None
+    labels: Labels = []
+    ttl: Ttl | None = None
+
+
+class SubjectChanges(In):
+    """Changes to the context of the session's subject, in the same commit."""
+
+    put: Puts = []
+    merge: Merges = []
+    delete: Deletes = []
+    expected_commit: Number | None = None
+
+
+class AppChanges(In):
+    """Changes to an app's context, in the same commit."""
+
+    name: Name
+    put: Puts = []
+    merge: Merges = []
+    delete: Deletes = []
+    expected_commit: Number | None = None
+
+
+class CommitIn(In):
+    """One dialogue turn, all or nothing. ``create`` makes the session if ``external_id`` names none.
+
+    ``expected_commit``: the session's commit number must be this one, or the commit is refused with 412.
+    """
+
+    session: UUID | None = None
+    external_id: Name | None = None
+    create: CreateIn | None = None
+    expected_commit: Number | None = None
+    put: Puts = []
+    merge: Merges = []
+    delete: Deletes = []
+    turns: Annotated[list[TurnIn], Meta(max_length=256)] = []
+    subject: SubjectChanges | None = None
+    app: AppChanges | None = None
+
+
+class PutOut(Out):
+    """The version that a put or merge wrote, in the request's order."""
+
+    version: UUID
+
+
+class Committed(Out):
+    """A container's part of a commit."""
+
+    id: UUID
+    commit: int
+    put: list[PutOut] = []
+    merge: list[PutOut] = []
+    created: bool = False
+    first_turn: int | None = None
+    last_turn: int | None = None
+
+
+class CommitOut(Out):
+    session: Committed
+    subject: Committed | None = None
+    app: Committed | None = None
+
+
+# ---------------------------------------------------------------- single routes
+
+
+class Written(Out):
+    """What a single write answers: the new version and the container's commit number."""
+
+    version: UUID
+    commit: int
+
+
+class ObjectsOut(Out):
+    objects: list[ObjectOut]
+    cursor: str | None = None
+
+
+class Removed(Out):
+    removed: int
+    commit: int
+
+
+class TurnsOut(Out):
+    """``more``: there are further turns in the direction that was asked for."""
+
+    turns: list[TurnOut]
+    more: bool = False
+
+
+class AppendIn(In):
+    """Turns to append, in order. ``expected_last``: the number of the turn that must be the last one now."""
+
+    turns: Annotated[list[TurnIn], Meta(min_length=1, max_length=256)]
+    expected_last: Number | None = None
+
+
+class AppendOut(Out):
+    first_turn: int
+    last_turn: int
+    commit: int
+
+
+class PopIn(In):
+    """Remove the last ``count`` turns and answer them, newest first."""
+
+    count: Annotated[int, Meta(ge=1, le=256)] = 1
+
+
+# ---------------------------------------------------------------- batch
+
+
+class BatchItem(In):
+    """One read or write of one object. Exactly one of ``session``, ``subject`` and ``app`` holds a container's id."""
+
+    op: Annotated[str, Meta(pattern="^(get|put|merge|delete)$")]
+    collection: Collection
+    key: Name
+    session: UUID | None = None
+    subject: UUID | None = None
+    app: UUID | None = None
+    json: Raw | UnsetType = UNSET
+    base64: Base64 | UnsetType = UNSET
+    content_type: ContentType | None = None
+    tags: Tags = []
+    if_match: VersionText | None = None
+    if_none_match: AnyVersion | None = None
+
+
+class BatchIn(In):
+    """Independent reads and writes over many containers: each succeeds or fails by itself, in no promised order."""
+
+    requests: Annotated[list[BatchItem], Meta(min_length=1, max_length=256)]
+
+
+class BatchResult(Out):
+    """``status`` is the HTTP status that the single route would have given; ``problem`` its problem document."""
+
+    status: int
+    object: ObjectOut | None = None
+    version: UUID | None = None
+    commit: int | None = None
+    problem: dict[str, Any] | None = None
+
+
+class BatchOut(Out):
+    results: list[BatchResult]
+
+

@@ -1,0 +1,379 @@
+-- The statement that writes: checks what `confide.read` checks, and preconditions; applies each request whole or not at all;
+-- and inserts one audit event a container, in one round trip and one commit. A container stands once in a batch.
+--
+-- Every writer locks the container's row first, in order of (tenant, id): so versions, commit numbers and turn numbers move
+-- under one lock, and two batches can't wait for each other.
+--
+-- Rows come back: 'h' for each target, 'o' for each operation that answers something of its own, 't' for each popped turn.
+-- Statuses: those of read, and replay, mismatch (idempotency), exists, gone (an expired container holds the external id), hold,
+-- key (the container has moved to another key), commit, head, meta, guard (428), precondition, no-object.
+
+CREATE FUNCTION confide.write(
+    p_tenants text, p_writer uuid, p_flush bigint,
+    r_tenant uuid[], r_api_key uuid[], r_epoch bigint[], r_guarded boolean[],
+    r_idem bytea[], r_print bytea[], r_answer bytea[],
+    t_request int[], t_event uuid[], t_time timestamptz[], t_seq bigint[], t_action text[], t_facts text[],
+    t_container uuid[], t_kind text[], t_ck int[], t_new_key bytea[], t_trk int[], t_commit bigint[], t_head bigint[],
+    t_make text[], t_change text[], t_meta bytea[],
+    o_target int[], o_type text[], o_id uuid[], o_version uuid[], o_collection uuid[], o_tags bytea[],
+    o_if uuid[], o_none boolean[], o_print bytea[], o_content text[], o_size int[], o_number bigint[], o_body bytea[]
+) RETURNS TABLE (
+    target int, row_type text, id uuid, version uuid, number bigint, ck_generation int, commit_number bigint,
+    content_type text, created_at timestamptz, updated_at timestamptz, body bytea, selector int, extra jsonb
+) LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    v_status text[];                 -- by request
+    v_ok boolean[];                  -- by target
+    v_failed int[] := '{}';          -- by request: the operation whose precondition failed
+    v_same int[] := '{}';            -- operations whose equal content is stored already
+    v_same_version uuid[] := '{}';
+    v_gone int[] := '{}';            -- by removed object: operation, id, version
+    v_gone_id uuid[] := '{}';
+    v_gone_version uuid[] := '{}';
+    v_pop_op int[] := '{}';
+    v_pop confide.turn[] := '{}';
+    v_turns jsonb := '{}';
+    f record;
+BEGIN
+    PERFORM set_config('confide.tenants', p_tenants, true);
+    UPDATE confide_audit.writer SET flush = p_flush WHERE id = p_writer AND flush = p_flush - 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this writer was fenced off' USING ERRCODE = 'CF001';
+    END IF;
+
+    PERFORM 1 FROM unnest(t_request, t_container, t_make) AS a (request, container, make)
+    JOIN confide.container c ON c.tenant_id = r_tenant[a.request] AND c.id = a.container
+    WHERE a.make IS NULL ORDER BY c.tenant_id, c.id FOR NO KEY UPDATE OF c;
+
+    -- The gate. A new statement sees what was committed before the locks were had.
+    SELECT array_agg(q.status ORDER BY q.request) INTO v_status FROM (
+        SELECT g.request, coalesce((array_agg(g.status ORDER BY g.n) FILTER (WHERE g.status <> 'ok'))[1], 'ok') AS status
+        FROM (
+            SELECT a.request, a.n,
+                   CASE WHEN k.id IS NULL OR k.revoked_at <= now() OR k.expires_at <= now() THEN 'api-key'
+                        WHEN t.state IS DISTINCT FROM 'active' THEN 'suspended'
+                        WHEN t.key_state = 'sealed' THEN 'sealed'
+                        WHEN t.key_state = 'revoked' THEN 'revoked'
+                        WHEN t.epoch <> r_epoch[a.request] THEN 'epoch'
+                        WHEN i.key_tag IS NOT NULL AND i.fingerprint = r_print[a.request] THEN 'replay'
+                        WHEN i.key_tag IS NOT NULL THEN 'mismatch'
+                        WHEN t.require_preconditions AND NOT r_guarded[a.request] THEN 'guard'
+                        WHEN a.make IS NOT NULL AND x.id IS NOT NULL AND x.expires_at <= now() THEN 'gone'
+                        WHEN a.make IS NOT NULL AND x.id IS NOT NULL THEN 'exists'
+                        WHEN a.make IS NOT NULL THEN 'ok'
+                        WHEN c.id IS NULL OR c.kind <> a.kind THEN 'absent'
+                        WHEN c.expires_at <= now() AND a.action <> 'retention.expire' THEN 'absent'
+                        WHEN (a.action = 'retention.expire') AND (c.hold OR c.expires_at IS NULL OR c.expires_at > now())
+                            THEN 'hold'
+                        WHEN c.hold AND EXISTS (SELECT FROM unnest(o_target, o_type) AS o (target, type)
+                                                WHERE o.target = a.n AND o.type = 'erase') THEN 'hold'
+                        WHEN a.ck IS NOT NULL AND c.ck_generation + (a.new_key IS NOT NULL)::int <> a.ck THEN 'key'
+                        WHEN a.expected <> c.commit_number THEN 'commit'
+                        WHEN a.head <> c.turn_head THEN 'head'
+                        WHEN (a.change::jsonb ->> 'if_meta_version')::uuid <> c.meta_version THEN 'meta'
+                        ELSE 'ok' END AS status
+            FROM unnest(t_request, t_action, t_container, t_kind, t_ck, t_new_key, t_commit, t_head, t_make, t_change)
+                 WITH ORDINALITY
+                 AS a (request, action, container, kind, ck, new_key, expected, head, make, change, n)
+            LEFT JOIN confide.tenant t ON t.id = r_tenant[a.request]
+            LEFT JOIN confide.api_key k ON k.tenant_id = r_tenant[a.request] AND k.id = r_api_key[a.request]
+            LEFT JOIN confide.idempotency i ON i.tenant_id = r_tenant[a.request] AND i.key_tag = r_idem[a.request]
+                  AND i.created_at > now() - interval '24 hours'
+            LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.request] AND c.id = a.container AND a.make IS NULL
+            LEFT JOIN confide.container x ON a.make IS NOT NULL AND x.tenant_id = r_tenant[a.request] AND x.kind = a.kind
+                  AND x.external_tag = (a.make::jsonb ->> 'external')::uuid
+        ) g GROUP BY g.request
+    ) q;
+
+    IF (true = ANY (o_none)) OR EXISTS (SELECT FROM unnest(o_if) AS w (v) WHERE w.v IS NOT NULL) THEN
+        FOR f IN
+            SELECT o.n, t_request[o.target] AS request, e.id AS found, e.version,
+                   (o.none AND e.id IS NOT NULL AND e.fingerprint = o.print) AS same,
+                   (o.cond = '00000000-0000-0000-0000-000000000000' AND e.id IS NULL) AS missing
+            FROM unnest(o_target, o_id, o_if, o_none, o_print) WITH ORDINALITY AS o (target, id, cond, none, print, n)
+            LEFT JOIN confide.context_object e ON e.tenant_id = r_tenant[t_request[o.target]]
+                  AND e.container_id = t_container[o.target] AND e.id = o.id
+            WHERE v_status[t_request[o.target]] = 'ok'
+              AND ((o.none AND e.id IS NOT NULL)
+                   OR (o.cond = '00000000-0000-0000-0000-000000000000' AND e.id IS NULL)
+                   OR (o.cond <> '00000000-0000-0000-0000-000000000000' AND e.version IS DISTINCT FROM o.cond))
+            ORDER BY o.n
+        LOOP
+            IF f.same THEN
+                v_same := v_same || f.n::int;
+                v_same_version := v_same_version || f.version;
+            ELSIF v_status[f.request] = 'ok' THEN
+                v_status[f.request] := CASE WHEN f.missing THEN 'no-object' ELSE 'precondition' END;
+                v_failed[f.request] := f.n;
+            END IF;
+        END LOOP;
+    END IF;
+
+    SELECT array_agg(v_status[a.request] = 'ok' ORDER BY a.n) INTO v_ok
+    FROM unnest(t_request) WITH ORDINALITY AS a (request, n);
+
+    IF EXISTS (SELECT FROM unnest(t_make) AS m (v) WHERE m.v IS NOT NULL) THEN
+        INSERT INTO confide.container (tenant_id, id, kind, external_tag, subject_id, meta_version, meta, meta_ck, ck_generation,
+            ttl_absolute_seconds, ttl_idle_seconds, created_at, updated_at, expires_at, sweep_at)
+        SELECT r_tenant[a.request], a.container, a.kind, m.external, m.subject, m.meta_version, a.meta, a.ck, a.ck,
+               m.ttl_absolute, m.ttl_idle, a.time, a.time, d.at, d.at
+        FROM unnest(t_request, t_container, t_kind, t_make, t_meta, t_ck, t_time) WITH ORDINALITY
+             AS a (request, container, kind, make, meta, ck, time, n),
+             jsonb_to_record(a.make::jsonb) AS m (external uuid, subject uuid, meta_version uuid, ttl_absolute int, ttl_idle int),
+             LATERAL (SELECT least(a.time + m.ttl_absolute * interval '1 second', now() + m.ttl_idle * interval '1 second') AS at) d
+        WHERE a.make IS NOT NULL AND v_ok[a.n];
+    END IF;
+
+    IF EXISTS (SELECT FROM unnest(t_new_key) AS w (v) WHERE w.v IS NOT NULL) THEN
+        INSERT INTO confide.container_key (tenant_id, container_id, generation, trk_generation, sealed, created_at)
+        SELECT r_tenant[a.request], a.container, a.ck, a.trk, a.new_key, a.time
+        FROM unnest(t_request, t_container, t_ck, t_trk, t_new_key, t_time) WITH ORDINALITY
+             AS a (request, container, ck, trk, new_key, time, n)
+        WHERE a.new_key IS NOT NULL AND v_ok[a.n];
+    END IF;
+
+    IF 'put' = ANY (o_type) THEN
+        INSERT INTO confide.context_object AS e (tenant_id, container_id, id, version, collection_tag, ck_generation, size,
+            commit_number, content_type, created_at, updated_at, tags, fingerprint, body)
+        SELECT r_tenant[t_request[o.target]], t_container[o.target], o.id, o.version, o.collection, t_ck[o.target], o.size,
+               coalesce(c.commit_number, 0) + 1, o.content, t_time[o.target], t_time[o.target], o.tags, o.print, o.body
+        FROM unnest(o_target, o_type, o_id, o_version, o_collection, o_tags, o_print, o_content, o_size, o_body)
+             WITH ORDINALITY AS o (target, type, id, version, collection, tags, print, content, size, body, n)
+        JOIN confide.container c ON c.tenant_id = r_tenant[t_request[o.target]] AND c.id = t_container[o.target]
+        WHERE o.type = 'put' AND v_ok[o.target] AND NOT (o.n::int = ANY (v_same))
+        ON CONFLICT (tenant_id, container_id, id) DO UPDATE SET
+            version = EXCLUDED.version, collection_tag = EXCLUDED.collection_tag, ck_generation = EXCLUDED.ck_generation,
+            size = EXCLUDED.size, commit_number = EXCLUDED.commit_number, content_type = EXCLUDED.content_type,
+            updated_at = EXCLUDED.updated_at, tags = EXCLUDED.tags, fingerprint = EXCLUDED.fingerprint, body = EXCLUDED.body;
+    END IF;
+
+    IF o_type && ARRAY['delete', 'delete-many', 'prune', 'erase'] THEN
+        WITH doomed AS (
+            SELECT o.n, b.tenant_id, b.container_id, b.id, b.version
+            FROM unnest(o_target, o_type, o_id, o_collection, o_tags, o_number) WITH ORDINALITY
+                 AS o (target, type, id, collection, tags, keep, n)
+            CROSS JOIN LATERAL (
+                SELECT e.* FROM confide.context_object e
+                WHERE o.type = 'delete' AND e.tenant_id = r_tenant[t_request[o.target]]
+                  AND e.container_id = t_container[o.target] AND e.id = o.id
+                UNION ALL
+                SELECT e.* FROM confide.context_object e
+                WHERE o.type IN ('delete-many', 'erase') AND e.tenant_id = r_tenant[t_request[o.target]]
+                  AND e.container_id = t_container[o.target]
+                  AND (o.collection IS NULL OR e.collection_tag = o.collection)
+                  AND (o.tags IS NULL OR position(o.tags IN e.tags) > 0)
+                UNION ALL
+                (SELECT e.* FROM confide.context_object e
+                 WHERE o.type = 'prune' AND e.tenant_id = r_tenant[t_request[o.target]]
+                   AND e.container_id = t_container[o.target] AND e.collection_tag = o.collection
+                 ORDER BY e.version DESC OFFSET CASE WHEN o.type = 'prune' THEN o.keep ELSE 0 END)
+            ) b
+            WHERE v_ok[o.target]
+        ), deleted AS (
+            DELETE FROM confide.context_object e USING doomed d
+            WHERE e.tenant_id = d.tenant_id AND e.container_id = d.container_id AND e.id = d.id
+            RETURNING d.n, e.id, e.version
+        )
+        SELECT coalesce(array_agg(deleted.n::int), '{}'), coalesce(array_agg(deleted.id), '{}'),
+               coalesce(array_agg(deleted.version), '{}')
+        INTO v_gone, v_gone_id, v_gone_version FROM deleted;
+    END IF;
+
+    IF 'turn' = ANY (o_type) THEN
+        INSERT INTO confide.turn (tenant_id, container_id, number, id, ck_generation, size, commit_number, content_type,
+            created_at, body)
+        SELECT r_tenant[t_request[o.target]], t_container[o.target], o.number, o.id, t_ck[o.target], o.size,
+               c.commit_number + 1, o.content, t_time[o.target], o.body
+        FROM unnest(o_target, o_type, o_id, o_number, o_content, o_size, o_body)
+             AS o (target, type, id, number, content, size, body)
+        JOIN confide.container c ON c.tenant_id = r_tenant[t_request[o.target]] AND c.id = t_container[o.target]
+        WHERE o.type = 'turn' AND v_ok[o.target];
+    END IF;
+
+    IF o_type && ARRAY['pop', 'clear'] THEN
+        WITH doomed AS (
+            SELECT o.n, o.target, o.type, b
+            FROM unnest(o_target, o_type, o_number) WITH ORDINALITY AS o (target, type, how_many, n)
+            CROSS JOIN LATERAL (
+                SELECT u FROM confide.turn u
+                WHERE u.tenant_id = r_tenant[t_request[o.target]] AND u.container_id = t_container[o.target]
+                  AND u.removed_at IS NULL
+                ORDER BY u.number DESC LIMIT CASE WHEN o.type = 'pop' THEN o.how_many END) AS l (b)
+            WHERE o.type IN ('pop', 'clear') AND v_ok[o.target]
+        ), removed AS (
+            UPDATE confide.turn u SET body = NULL, removed_at = t_time[d.target] FROM doomed d
+            WHERE u.tenant_id = (d.b).tenant_id AND u.container_id = (d.b).container_id AND u.number = (d.b).number
+            RETURNING d.n, d.target, d.type, d.b
+        ), ranges AS (
+            SELECT removed.target, min((removed.b).number) AS low, max((removed.b).number) AS high
+            FROM removed GROUP BY removed.target
+        )
+        SELECT coalesce(array_agg(removed.n::int) FILTER (WHERE removed.type = 'pop'), '{}'),
+               coalesce(array_agg(removed.b) FILTER (WHERE removed.type = 'pop'), '{}'),
+               coalesce((SELECT jsonb_object_agg(ranges.target, jsonb_build_array(ranges.low, ranges.high)) FROM ranges), '{}')
+        INTO v_pop_op, v_pop, v_turns FROM removed;
+    END IF;
+
+    IF EXISTS (SELECT FROM unnest(t_make, t_change) AS w (m, c) WHERE w.m IS NOT NULL OR w.c IS NOT NULL) THEN
+        DELETE FROM confide.container_label l USING unnest(t_request, t_container, t_change) WITH ORDINALITY
+            AS a (request, container, change, n)
+        WHERE v_ok[a.n] AND a.change IS NOT NULL AND a.change::jsonb ? 'labels'
+          AND l.tenant_id = r_tenant[a.request] AND l.container_id = a.container;
+        INSERT INTO confide.container_label (tenant_id, label_tag, container_id)
+        SELECT r_tenant[a.request], l.tag::uuid, a.container
+        FROM unnest(t_request, t_container, t_make, t_change) WITH ORDINALITY AS a (request, container, make, change, n),
+             jsonb_array_elements_text(coalesce(a.make, a.change)::jsonb -> 'labels') AS l (tag)
+        WHERE v_ok[a.n] AND coalesce(a.make, a.change) IS NOT NULL;
+        UPDATE confide.container c SET
+            meta = coalesce(a.meta, c.meta), meta_ck = CASE WHEN a.meta IS NULL THEN c.meta_ck ELSE a.ck END,
+            meta_version = coalesce((j.v ->> 'meta_version')::uuid, c.meta_version),
+            ttl_absolute_seconds = CASE WHEN j.v ? 'ttl_absolute' THEN (j.v ->> 'ttl_absolute')::int
+                                   ELSE c.ttl_absolute_seconds END,
+            ttl_idle_seconds = CASE WHEN j.v ? 'ttl_idle' THEN (j.v ->> 'ttl_idle')::int ELSE c.ttl_idle_seconds END,
+            hold = coalesce((j.v ->> 'hold')::boolean, c.hold),
+            external_tag = CASE WHEN j.v ? 'external' THEN (j.v ->> 'external')::uuid ELSE c.external_tag END,
+            sweep_at = CASE WHEN j.v ? 'ttl_absolute' OR j.v ? 'ttl_idle' THEN a.time ELSE c.sweep_at END
+        FROM unnest(t_request, t_container, t_change, t_meta, t_ck, t_time) WITH ORDINALITY
+             AS a (request, container, change, meta, ck, time, n),
+             LATERAL (SELECT a.change::jsonb AS v) j
+        WHERE a.change IS NOT NULL AND v_ok[a.n] AND c.tenant_id = r_tenant[a.request] AND c.id = a.container;
+    END IF;
+
+    UPDATE confide.container c SET
+        commit_number = c.commit_number + 1,
+        turn_head = c.turn_head + CASE WHEN a.head IS NULL THEN 0 ELSE
+            (SELECT count(*) FROM unnest(o_target, o_type) AS o (target, type) WHERE o.target = a.n AND o.type = 'turn') END,
+        ck_generation = coalesce(a.ck, c.ck_generation),
+        updated_at = a.time,
+        expires_at = least(c.created_at + c.ttl_absolute_seconds * interval '1 second',
+                           now() + c.ttl_idle_seconds * interval '1 second')
+    FROM unnest(t_request, t_container, t_head, t_ck, t_time) WITH ORDINALITY AS a (request, container, head, ck, time, n)
+    WHERE v_ok[a.n] AND c.tenant_id = r_tenant[a.request] AND c.id = a.container;
+
+    INSERT INTO confide_audit.journal
+        (tenant_id, id, time, writer, seq, flush, action, outcome, reason, container, objects, versions, turns,
+         commit_number, facts)
+    SELECT r_tenant[a.request], a.event, a.time, p_writer, a.seq, p_flush, a.action,
+           CASE v_status[a.request] WHEN 'ok' THEN 'allowed' WHEN 'replay' THEN 'allowed' WHEN 'epoch' THEN 'failed'
+               WHEN 'key' THEN 'failed' WHEN 'head' THEN 'failed' WHEN 'exists' THEN 'failed' WHEN 'gone' THEN 'failed'
+               ELSE 'denied' END,
+           nullif(v_status[a.request], 'ok'), CASE WHEN v_status[a.request] <> 'absent' THEN a.container END,
+           w.objects, w.versions, w.turns, c.commit_number, a.facts
+    FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_container, t_facts) WITH ORDINALITY
+         AS a (request, event, time, seq, action, container, facts, n)
+    LEFT JOIN confide.container c ON v_ok[a.n] AND c.tenant_id = r_tenant[a.request] AND c.id = a.container
+    LEFT JOIN (
+        SELECT y.target, array_agg(y.id) FILTER (WHERE y.id IS NOT NULL) AS objects,
+               array_agg(y.version) FILTER (WHERE y.id IS NOT NULL) AS versions,
+               coalesce(ARRAY[min(y.number), max(y.number)], NULL) AS turns
+        FROM (
+            SELECT o.target, o.id, o.version, NULL::bigint AS number
+            FROM unnest(o_target, o_type, o_id, o_version) WITH ORDINALITY AS o (target, type, id, version, n)
+            WHERE o.type = 'put' AND NOT (o.n::int = ANY (v_same))
+            UNION ALL
+            SELECT o_target[d.n], d.id, d.version, NULL FROM unnest(v_gone, v_gone_id, v_gone_version) AS d (n, id, version)
+            UNION ALL
+            SELECT o.target, NULL, NULL, o.number FROM unnest(o_target, o_type, o_number) AS o (target, type, number)
+            WHERE o.type = 'turn'
+            UNION ALL
+            SELECT e.key::int, NULL, NULL, x.v::bigint
+            FROM jsonb_each(v_turns) AS e, jsonb_array_elements_text(e.value) AS x (v)
+        ) y GROUP BY y.target
+    ) w ON w.target = a.n AND v_ok[a.n];
+
+    IF EXISTS (SELECT FROM unnest(r_idem) AS w (v) WHERE w.v IS NOT NULL) THEN
+        INSERT INTO confide.idempotency AS e (tenant_id, key_tag, fingerprint, answer, facts, created_at)
+        SELECT r_tenant[a.n], a.idem, a.print, a.answer,
+               (SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head) ORDER BY b.n)
+                FROM unnest(t_request, t_container) WITH ORDINALITY AS b (request, container, n)
+                LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.n] AND c.id = b.container
+                WHERE b.request = a.n), now()
+        FROM unnest(r_idem, r_print, r_answer) WITH ORDINALITY AS a (idem, print, answer, n)
+        WHERE a.idem IS NOT NULL AND v_status[a.n] = 'ok'
+        ON CONFLICT (tenant_id, key_tag) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, answer = EXCLUDED.answer,
+            facts = EXCLUDED.facts, created_at = EXCLUDED.created_at
+            WHERE e.created_at <= now() - interval '24 hours';
+    END IF;
+
+    RETURN QUERY
+    SELECT a.n::int, 'h', coalesce(x.id, c.id), c.meta_version, c.turn_head, c.ck_generation, c.commit_number,
+           v_status[a.request], c.created_at, c.updated_at,
+           i.answer, v_failed[a.request],
+           CASE WHEN v_status[a.request] = 'replay' THEN i.facts
+                WHEN v_failed[a.request] IS NOT NULL THEN jsonb_build_object('current',
+                    (SELECT e.version FROM confide.context_object e WHERE e.tenant_id = r_tenant[a.request]
+                     AND e.container_id = t_container[o_target[v_failed[a.request]]] AND e.id = o_id[v_failed[a.request]]))
+           END
+    FROM unnest(t_request, t_container, t_kind, t_make) WITH ORDINALITY AS a (request, container, kind, make, n)
+    LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.request] AND c.id = a.container
+    LEFT JOIN confide.container x ON v_status[a.request] IN ('exists', 'gone') AND a.make IS NOT NULL
+          AND x.tenant_id = r_tenant[a.request] AND x.kind = a.kind AND x.external_tag = (a.make::jsonb ->> 'external')::uuid
+    LEFT JOIN confide.idempotency i ON v_status[a.request] = 'replay' AND i.tenant_id = r_tenant[a.request]
+          AND i.key_tag = r_idem[a.request];
+    IF v_same <> '{}' THEN
+        RETURN QUERY SELECT o_target[s.n], 'o', o_id[s.n], s.version, NULL::bigint, NULL::int, NULL::bigint, NULL::text,
+            NULL::timestamptz, NULL::timestamptz, NULL::bytea, s.n, NULL::jsonb
+        FROM unnest(v_same, v_same_version) AS s (n, version);
+    END IF;
+    IF v_gone <> '{}' THEN
+        RETURN QUERY SELECT o_target[d.n], 'd', d.id, d.version, NULL::bigint, NULL::int, NULL::bigint, NULL::text,
+            NULL::timestamptz, NULL::timestamptz, NULL::bytea, d.n, NULL::jsonb
+        FROM unnest(v_gone, v_gone_id, v_gone_version) AS d (n, id, version);
+    END IF;
+    IF v_pop_op <> '{}' THEN
+        RETURN QUERY SELECT o_target[d.n], 't', (d.u).id, NULL::uuid, (d.u).number, (d.u).ck_generation, (d.u).commit_number,
+            (d.u).content_type, (d.u).created_at, NULL::timestamptz, (d.u).body, d.n, NULL::jsonb
+        FROM (SELECT unnest(v_pop_op) AS n, unnest(v_pop) AS u) d;
+    END IF;
+
+    -- Erasing comes last, so that the rows above could still name what goes.
+    IF 'erase' = ANY (o_type) THEN
+        FOR f IN SELECT r_tenant[t_request[o.target]] AS tenant, t_container[o.target] AS container
+                 FROM unnest(o_target, o_type) AS o (target, type) WHERE o.type = 'erase' AND v_ok[o.target]
+        LOOP
+            DELETE FROM confide.turn u WHERE u.tenant_id = f.tenant AND u.container_id = f.container;
+            DELETE FROM confide.container_key k WHERE k.tenant_id = f.tenant AND k.container_id = f.container;
+            DELETE FROM confide.container_label l WHERE l.tenant_id = f.tenant AND l.container_id = f.container;
+            DELETE FROM confide.container c WHERE c.tenant_id = f.tenant AND c.id = f.container;
+        END LOOP;
+    END IF;
+END $$;
+
+-- Events with no rows to read or write: denials, intents and outcomes of KMS calls, transitions.
+CREATE FUNCTION confide.record(
+    p_tenants text, p_writer uuid, p_flush bigint,
+    t_tenant uuid[], t_event uuid[], t_time timestamptz[], t_seq bigint[], t_action text[], t_outcome text[],
+    t_reason text[], t_container uuid[], t_facts text[]
+) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM set_config('confide.tenants', p_tenants, true);
+    UPDATE confide_audit.writer SET flush = p_flush WHERE id = p_writer AND flush = p_flush - 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this writer was fenced off' USING ERRCODE = 'CF001';
+    END IF;
+    INSERT INTO confide_audit.journal (tenant_id, id, time, writer, seq, flush, action, outcome, reason, container, facts)
+    SELECT a.tenant, a.event, a.time, p_writer, a.seq, p_flush, a.action, a.outcome, a.reason, a.container, a.facts
+    FROM unnest(t_tenant, t_event, t_time, t_seq, t_action, t_outcome, t_reason, t_container, t_facts)
+         AS a (tenant, event, time, seq, action, outcome, reason, container, facts);
+END $$;
+
+-- What a worker needs before it can seal: the container behind an external id, its keys and heads. Opens nothing.
+CREATE FUNCTION confide.resolve(p_tenants text, p_tenant uuid, p_kind text, p_id uuid, p_external uuid)
+RETURNS TABLE (id uuid, subject_id uuid, ck_generation int, commit_number bigint, turn_head bigint, expired boolean,
+               key_generation int, trk_generation int, sealed bytea)
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM set_config('confide.tenants', p_tenants, true);
+    RETURN QUERY
+    SELECT c.id, c.subject_id, c.ck_generation, c.commit_number, c.turn_head, coalesce(c.expires_at <= now(), false),
+           k.generation, k.trk_generation, k.sealed
+    FROM confide.container c
+    LEFT JOIN confide.container_key k ON k.tenant_id = c.tenant_id AND k.container_id = c.id
+    WHERE c.tenant_id = p_tenant AND c.kind = p_kind
+      AND ((p_id IS NOT NULL AND c.id = p_id) OR (p_external IS NOT NULL AND c.external_tag = p_external));
+END $$;
+
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA confide, confide_audit FROM PUBLIC;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA confide, confide_audit TO confide_service;
