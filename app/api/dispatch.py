@@ -20,7 +20,7 @@ import uuid_utils
 from app.api.body import ClientGone, read_body, refuse_body
 from app.api.http import Answer, ParamDecoder, Request, StreamAnswer
 from app.api.lifespan import Lifespan, observed, run_lifespan
-from app.api.parse import QueryParser, body_decoder
+from app.api.parse import QueryParser, body_decoder, header_check
 from app.api.problems import internal_answer, problem_answer
 from app.api.send import BrokenStream, send_answer, send_stream
 from app.api.table import BodyLimits, RawBody, Route, Table
@@ -79,12 +79,13 @@ class ApiSettings:
 class _Plan:
     """What is known of a route before any request."""
 
-    __slots__ = ("decode", "limit", "media_types", "query", "route", "scope")
+    __slots__ = ("check_headers", "decode", "limit", "media_types", "query", "route", "scope")
 
     def __init__(self, route: Route, limits: BodyLimits) -> None:
         self.route = route
         self.scope = route.scope
         self.query = QueryParser(route)
+        self.check_headers = header_check(route) if route.header_params else None
         self.limit: int = getattr(limits, route.limit)
         self.media_types = frozenset(kind.encode() for kind in route.content_types)
         self.decode: Callable[[bytes], Any] = (
@@ -210,6 +211,8 @@ class Api:
             await self._admit(plan, request)
         if values:
             request.fill_path(_decoded(decoders, values))
+        if plan.check_headers is not None:
+            plan.check_headers(headers)
         query = scope["query_string"]
         if query or route.query:
             request.query = plan.query.parse(query)

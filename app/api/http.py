@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
@@ -204,6 +205,7 @@ ParamDecoder = Callable[[bytes], "UUID | str"]
 _UUID: Final = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
+@lru_cache(maxsize=8192)  # a session's id comes back turn after turn
 def decode_id(segment: bytes) -> UUID:
     """A path segment that must be a canonical UUID; anything else names nothing that exists: NotFound."""
     if _UUID.fullmatch(segment) is None:

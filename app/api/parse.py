@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.api.table import QueryParam, Route
+from app.api.table import HeaderParam, QueryParam, Route
 from app.errors import BadRequest, InvalidRequest
 
 _BAD_PERCENT: Final = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -19,7 +19,10 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MAX_QUERY: Final = 8192
-_MAX_TEXT: Final = 1024
+
+MAX_TEXT: Final = 1024
+MIN_INTEGER: Final = -(2**63)
+MAX_INTEGER: Final = 2**63 - 1
 
 # The wordings of msgspec that hold only the schema's own words. Anything else might hold what was sent.
 _SAFE: Final = re.compile(
@@ -82,7 +85,7 @@ def _unquote(value: bytes, name: str) -> str:
         decoded = unquote_to_bytes(text.replace("+", " ")).decode()
     except UnicodeError:
         raise BadRequest(f"The query parameter {name} is not percent-encoded UTF-8.") from None
-    if len(decoded) > _MAX_TEXT or _CONTROL.search(decoded):
+    if len(decoded) > MAX_TEXT or _CONTROL.search(decoded):
         raise BadRequest(f"The query parameter {name} is too long or holds control characters.")
     return decoded
 
@@ -105,7 +108,8 @@ def _plain(base: Any, text: str) -> Any:
     if base is bool:
         return {"true": True, "false": False}[text] if text in {"true", "false"} else _refuse()
     if base is int:
-        return int(text) if _INTEGER.fullmatch(text) and text != "-0" else _refuse()
+        fits = _INTEGER.fullmatch(text) and text != "-0" and MIN_INTEGER <= int(text) <= MAX_INTEGER
+        return int(text) if fits else _refuse()
     if base is UUID:
         return text if _UUID.fullmatch(text) else _refuse()
     if isinstance(base, type) and issubclass(base, Enum):
@@ -115,6 +119,28 @@ def _plain(base: Any, text: str) -> Any:
 
 def _refuse() -> Any:
     raise ValueError
+
+
+def header_check(route: Route) -> Callable[[Mapping[bytes, bytes]], None]:
+    """A check of the declared request headers: presence and form. It raises BadRequest."""
+    checks = [(p.name, p.name.lower().encode(), _header_pattern(p), p.required) for p in route.header_params]
+
+    def check(headers: Mapping[bytes, bytes]) -> None:
+        for name, key, pattern, required in checks:
+            value = headers.get(key)
+            if value is None:
+                if required:
+                    raise BadRequest(f"The header {name} is missing.")
+            elif pattern.fullmatch(value) is None:
+                raise BadRequest(f"The header {name} has a value that isn't allowed.")
+
+    return check
+
+
+def _header_pattern(param: HeaderParam) -> re.Pattern[bytes]:
+    if param.enum:
+        return re.compile("|".join(map(re.escape, param.enum)).encode())
+    return re.compile((param.pattern or r"[\x20-\x7e]{0,1024}").encode())
 
 
 def body_decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], Any]:

@@ -58,6 +58,9 @@ PROBLEMS: Final[Mapping[type[errors.ConfideError], Problem]] = MappingProxyType(
 
 INTERNAL_DETAIL: Final = "The service failed. The failure is logged under this request's id."
 
+# A text of its own would tell the caller why: absent or another tenant's, unknown key or revoked.
+_ONE_TEXT: Final = (errors.NotFound, errors.Unauthenticated)
+
 _CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="confide"'),)
 
 
@@ -73,6 +76,8 @@ def problem_of(kind: type[errors.ConfideError]) -> Problem:
 def problem_answer(error: errors.ConfideError, request_id: str) -> Answer:
     """``request_id``: the UUID's text; it becomes ``instance``."""
     problem = problem_of(type(error))
+    if isinstance(error, _ONE_TEXT):
+        error = type(error)()
     detail = INTERNAL_DETAIL if problem.slug == "internal-error" else error.detail
     extra, headers = _extras(error)
     return _answer(problem, detail, request_id, extra, headers)

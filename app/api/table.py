@@ -158,6 +158,8 @@ class Route:
     """True: the route opens context, and the dispatcher settles ``request.purpose``."""
     purposes: tuple[Purpose, ...] = tuple(Purpose)
     """The purposes that this route serves, where ``purpose`` is True."""
+    documented: bool = True
+    """False: left out of the OpenAPI document (the documentation page's own files)."""
     request_example: Any = field(default=None, compare=False)
 
     @cached_property
@@ -167,6 +169,11 @@ class Route:
     @cached_property
     def query_defaults(self) -> Mapping[str, Any]:
         return MappingProxyType({p.name: () if p.many and p.default is None else p.default for p in self.query})
+
+    @cached_property
+    def header_params(self) -> tuple[HeaderParam, ...]:
+        """The declared request headers, with Confide-Purpose where the route opens context."""
+        return self.headers if not self.purpose or PURPOSE in self.headers else (*self.headers, PURPOSE)
 
     @cached_property
     def content_types(self) -> tuple[str, ...]:
@@ -185,6 +192,10 @@ def text_decoder(name: str) -> ParamDecoder:
     message = f"The path's {name} must be 1 to {limit} characters of percent-encoded UTF-8 without control characters."
 
     def decode(segment: bytes) -> str:
+        if b"%" not in segment and segment.isascii() and len(segment) <= limit:
+            plain = segment.decode()
+            if plain.isprintable() and plain:
+                return plain
         if b"%" in segment:
             if _BAD_PERCENT.search(segment):
                 raise BadRequest(message)
