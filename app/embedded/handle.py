@@ -33,7 +33,7 @@ class EmbeddedPostgres:
         self._durable = durable
         self._watchdog = watchdog
         self._ready = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._failure: str | None = None
         self._info: dict[str, Any] = {}
         self._supervisor = self._spawn()
@@ -75,7 +75,7 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop the server in order and wait for it. Safe to call twice."""
-        self._stopping = True
+        self._stopping.set()
         supervisor = self._supervisor
         if supervisor.stdin:
             with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ class EmbeddedPostgres:
         while True:
             self._follow(self._supervisor)
             code = self._supervisor.wait()
-            if self._stopping or self._failure is not None:
+            if self._stopping.is_set() or self._failure is not None:
                 break
             if len(starts) == starts.maxlen and time.monotonic() - starts[0] < 60:
                 self._failure = "The supervisor of the embedded PostgreSQL keeps dying."
@@ -131,7 +131,7 @@ class EmbeddedPostgres:
             starts.append(time.monotonic())
             log.warning("embedded PostgreSQL: its supervisor ended (%s); starting another", code)
             self._supervisor = self._spawn()
-            if self._stopping and self._supervisor.stdin:  # stop() came in between and saw the old one
+            if self._stopping.is_set() and self._supervisor.stdin:  # stop() came in between and saw the old one
                 self._supervisor.stdin.close()
         if self._failure is not None:
             log.error("embedded PostgreSQL: %s", self._failure)

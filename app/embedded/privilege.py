@@ -28,11 +28,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]  # noqa: RUF012 (ctypes wants a list)
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
 class _Sets(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
 
 
 def leave_root(state: Path, binaries: Binaries) -> None:
@@ -126,6 +126,6 @@ def _check_owner(state: Path) -> None:
     owner = state.stat().st_uid
     if owner != os.geteuid():
         raise EmbeddedPostgresError(
-            f"{state} belongs to another user (id {owner}); was it made as root? Start Confide as that user or as root, "
+            f"{state} belongs to another user (id {owner}); was it made as root? Start Confide as that user or root, "
             "or remove the folder to begin anew (its data is lost)."
         )
