@@ -38,7 +38,7 @@ OWNER = pytest.StashKey["SessionServer"]()
 
 
 class SessionServer:
-    """Waits in the longest-lived process until a worker wants a server, starts it, and tells all of them its address."""
+    """Waits in the longest-lived process until a worker wants a server, starts it and tells all of them where."""
 
     def __init__(self) -> None:
         remove_forsaken_folders()
@@ -175,9 +175,11 @@ def template_name(folder: Path) -> str:
 
 
 def remove_forsaken_folders() -> None:
-    """What sessions that were killed have left: their lock is free."""
+    """What sessions that were killed have left: their lock is free. The youngest may not have taken it yet."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError), (folder / "alive").open("r+") as file:
+            if time.time() - folder.stat().st_mtime < 60:
+                continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -77,9 +77,7 @@ class EmbeddedPostgres:
         """Stop the server in order and wait for it. Safe to call twice."""
         self._stopping.set()
         supervisor = self._supervisor
-        if supervisor.stdin:
-            with contextlib.suppress(OSError):
-                supervisor.stdin.close()
+        close(supervisor)
         try:
             supervisor.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -123,6 +121,7 @@ class EmbeddedPostgres:
         while True:
             self._follow(self._supervisor)
             code = self._supervisor.wait()
+            close(self._supervisor)
             if self._stopping.is_set() or self._failure is not None:
                 break
             if len(starts) == starts.maxlen and time.monotonic() - starts[0] < 60:
@@ -131,8 +130,8 @@ class EmbeddedPostgres:
             starts.append(time.monotonic())
             log.warning("embedded PostgreSQL: its supervisor ended (%s); starting another", code)
             self._supervisor = self._spawn()
-            if self._stopping.is_set() and self._supervisor.stdin:  # stop() came in between and saw the old one
-                self._supervisor.stdin.close()
+            if self._stopping.is_set():  # stop() came in between and saw the old one
+                close(self._supervisor)
         if self._failure is not None:
             log.error("embedded PostgreSQL: %s", self._failure)
         self._ready.set()
@@ -151,3 +150,10 @@ class EmbeddedPostgres:
                     log.warning("embedded PostgreSQL: the server ended (%s); restarting it", event["code"])
                 elif event["event"] == "failed":
                     self._failure = event["message"]
+
+
+def close(supervisor: subprocess.Popen[str]) -> None:
+    """Close our end of its standard input, which tells it to stop."""
+    if supervisor.stdin:
+        with contextlib.suppress(OSError):
+            supervisor.stdin.close()
