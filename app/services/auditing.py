@@ -6,6 +6,7 @@ state is made once and kept.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from app.store.lane import Lane
 from app.store.ledger import Ledger
 from app.store.statements import Record
 
+log = logging.getLogger("confide.alarm")
+
 KEPT: Final = 10_000
-SOURCE_HOURS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,12 @@ class Auditing:
         self._region = region
         self._lane = lane
         self._ledger = ledger
+        self.alarms: dict[str, int] = {}
         self._callers: OrderedDict[tuple[UUID, Purpose | None], str] = OrderedDict()
         self._sources: OrderedDict[tuple[UUID, str], str] = OrderedDict()
 
     def facts(self, caller: Caller, purpose: Purpose | None, keys: str, trace: Trace, source: str) -> str:
-        """JSON of an event by ``caller``. ``keys`` is a JSON fragment of the key state, beginning with a comma, or ''."""
+        """JSON of an event by ``caller``. ``keys``: a JSON fragment of the key state, with a comma first, or nothing."""
         start = self._callers.get((caller.api_key, purpose))
         if start is None:
             start = self._start(caller, purpose)
@@ -112,3 +115,8 @@ class Auditing:
         """A refused request is an event too."""
         facts = await self.control_facts(caller, trace, **more)
         await self.append(Record(caller.tenant, "access.denied", "denied", facts, reason))
+
+    def alarm(self, name: str, **facts: Any) -> None:
+        """What an operator must see: a log line at ERROR and a counter. Holds ids and codes, never content."""
+        log.error("alarm", extra={"alarm": name, **facts})
+        self.alarms[name] = self.alarms.get(name, 0) + 1

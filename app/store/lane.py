@@ -56,7 +56,7 @@ class _Waiting(Generic[Item]):
     __slots__ = ("future", "item", "retried")
 
     def __init__(self, item: Item, future: asyncio.Future[Any]) -> None:
-        self.item = item
+        self.item: Item = item
         self.future = future
         self.retried = False
 
@@ -117,7 +117,7 @@ class _Queue(Generic[Item]):
 class Lane(Generic[Item]):
     """One connection, one writer, one kind of statement. ``submit`` is what services call."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  a lane is its six parts
         self,
         name: str,
         connect: Connect,
@@ -125,6 +125,7 @@ class Lane(Generic[Item]):
         encode: Encode,
         decode: Decode,
         limits: LaneLimits,
+        *,
         observe: Callable[[str, int], None] = lambda name, size: None,
         changes: bool = True,
     ) -> None:
@@ -271,8 +272,8 @@ class Lane(Generic[Item]):
     async def _open(self, flush: int) -> bool:
         """Connect, fence off this lane's last writer, and begin a new one. Answers whether ``flush`` was committed.
 
-        The update waits for the old connection's statement where it still runs; where it has yet to arrive, it will find its
-        writer gone and fail. So the old writer's numbers end without a gap, and a new writer's begin at 1.
+        The update waits for the old connection's statement where it still runs; where it has yet to arrive, it will find
+        its writer gone and fail. So the old writer's numbers end without a gap, and a new writer's begin at 1.
         """
         connection = await self._connect()
         try:

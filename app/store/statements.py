@@ -30,8 +30,9 @@ RECORD: Final = "SELECT confide.record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 
 
 @dataclass(slots=True)
 class Selector:
-    """What to read of a container. ``type``: object (``id``), list (``id`` = collection tag, ``tag``, below ``version``),
-    turns-before (below ``before``, newest first), turns-after (above ``after``, oldest first). ``bytes`` is a soft limit.
+    """What to read of a container. ``type``: object (``id``); list (``id`` = collection tag, ``tag``, below ``version``);
+    turns-before (below ``before``, newest first); turns-after (above ``after``, oldest first). ``bytes`` is a soft
+    limit.
     """
 
     type: str

@@ -1,0 +1,136 @@
+"""Every call to a KMS: a durable intent before it, an outcome after it (G3). No transaction is open meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import orjson
+
+from app.crypto.secret import SecretKey
+from app.errors import Unavailable
+from app.identity import new_id
+from app.kms.provider import KeyProvider, KmsCall, KmsError, KmsOwnCredentials, Unwrapped, WrapContext, Wrapped
+from app.services.auditing import Auditing
+from app.store.statements import Record
+
+Result = TypeVar("Result")
+
+
+class Observer(Protocol):
+    """Metrics of KMS calls."""
+
+    def __call__(self, provider: str, operation: str, outcome: str, seconds: float) -> None: ...
+
+
+class KmsCalls:
+    """Wraps and unwraps halves, with their audit events in the log of the tenant whose key it is."""
+
+    def __init__(self, region: str, auditing: Auditing, observe: Observer | None = None) -> None:
+        self._region = region
+        self._auditing = auditing
+        self._observe = observe
+
+    def context(self, tenant: UUID, side: str, generation: int) -> WrapContext:
+        """What a half is bound to; customers see it in their own cloud log. ``side``: customer or vendor."""
+        return WrapContext(
+            {
+                "confide:region": self._region,
+                "confide:tenant": str(tenant),
+                "confide:half": side,
+                "confide:generation": str(generation),
+            }
+        )
+
+    async def wrap(
+        self, provider: KeyProvider, tenant: UUID, side: str, generation: int, half: SecretKey, *, why: str
+    ) -> Wrapped:
+        """Raises a ``KmsError``, or ``Unavailable`` where the intent can't be committed (then nothing was called)."""
+        context = self.context(tenant, side, generation)
+        return await self.call(
+            provider, tenant, "wrap", lambda intent: provider.wrap(half, context, intent), context=context, why=why
+        )
+
+    async def unwrap(
+        self,
+        provider: KeyProvider,
+        tenant: UUID,
+        side: str,
+        generation: int,
+        ciphertext: bytes,
+        version: str,
+        *,
+        why: str,
+    ) -> Unwrapped:
+        """Raises a ``KmsError``, or ``Unavailable`` where an event can't be committed (then the key isn't released)."""
+        context = self.context(tenant, side, generation)
+        return await self.call(
+            provider,
+            tenant,
+            "unwrap",
+            lambda intent: provider.unwrap(ciphertext, version, context, intent),
+            context=context,
+            why=why,
+        )
+
+    async def call(
+        self,
+        provider: KeyProvider,
+        tenant: UUID,
+        operation: str,
+        run: Callable[[UUID], Awaitable[Result]],
+        *,
+        context: WrapContext | None = None,
+        why: str,
+    ) -> Result:
+        """Run one call between its two events. ``why``: the worker's reason, e.g. load, refresh, probe, check."""
+        intent = new_id()
+        known: dict[str, Any] = {"kek": provider.kek_uri, "detail": {"operation": operation, "why": why}}
+        if context is not None:
+            known["encryption_context"] = dict(context.fields)
+        await self._auditing.append(Record(tenant, "key.intent", "allowed", orjson.dumps(known).decode(), event=intent))
+        known["intent"] = str(intent)
+        try:
+            result = await run(intent)
+        except KmsError as error:
+            await self._failed(provider, tenant, operation, known, error)
+            raise
+        call: KmsCall = getattr(result, "call")  # noqa: B009  Wrapped, Unwrapped and KeyDescription all have one
+        try:
+            await self._auditing.append(
+                Record(tenant, "key.outcome", "allowed", orjson.dumps(known | _facts_of(call)).decode())
+            )
+        except Unavailable:
+            if isinstance(result, Unwrapped):
+                result.key.wipe()
+            raise
+        self._count(provider, operation, "allowed", call)
+        return result
+
+    async def _failed(
+        self, provider: KeyProvider, tenant: UUID, operation: str, known: dict[str, Any], error: KmsError
+    ) -> None:
+        facts = known | {"kms_error": error.kind}
+        facts["detail"] = known["detail"] | {"code": error.code}
+        if error.call is not None:
+            facts |= _facts_of(error.call)
+        outcome = "denied" if error.kind == "denied" else "failed"
+        reason = f"kms-{error.kind}"
+        await self._auditing.append(Record(tenant, "key.outcome", outcome, orjson.dumps(facts).decode(), reason))
+        self._count(provider, operation, error.kind, error.call)
+        if isinstance(error, KmsOwnCredentials):
+            self._auditing.alarm("own-credentials", provider=provider.name, code=error.code)
+
+    def _count(self, provider: KeyProvider, operation: str, outcome: str, call: KmsCall | None) -> None:
+        if self._observe is not None:
+            self._observe(provider.name, operation, outcome, call.latency_ms / 1000 if call is not None else 0.0)
+
+
+def _facts_of(call: KmsCall) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kek": call.kek_uri, "kms_ms": round(call.latency_ms)}
+    if call.kek_version:
+        facts["kek_version"] = call.kek_version
+    if call.request_id:
+        facts["kms_request_id"] = call.request_id
+    return facts

@@ -1,0 +1,174 @@
+"""A tenant's keys in memory: what a lease covers.
+
+Everything here was unwrapped through the tenant's root keys, so that one deadline covers it all. Keys are wiped when
+the lease ends, the epoch moves, a KMS denies, or the entry is evicted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from app.crypto.keys import hkdf_sha256, open_container_key, seal_container_key, wipe
+from app.crypto.secret import SecretKey
+from app.errors import KeyUnavailable
+from app.identity import Kind
+from app.services.clock import Clock
+
+CONTAINER_KEYS: Final = 20_000
+"""Container keys kept per tenant; the least recently used goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the tenant's row says that a worker acts on. Any change of it moves the epoch."""
+
+    require_preconditions: bool
+    lease: float
+    grace: float
+    ttl_idle: int
+    ttl_max: int
+    rate_per_second: int | None
+
+
+@dataclass(slots=True)
+class Known:
+    """What this worker last saw of a container: a guess that the statement checks."""
+
+    id: UUID
+    ck_generation: int
+    trk_generation: int
+    commit: int
+    head: int
+    subject: UUID | None = None
+
+
+@dataclass(slots=True)
+class TenantKeys:
+    """Root keys by generation, the index key and what hangs on them, under one lease (seconds of ``Clock``)."""
+
+    tenant: UUID
+    region: str
+    epoch: int
+    policy: Policy
+    clock: Clock
+    roots: dict[int, SecretKey]
+    active: int
+    index: SecretKey
+    index_number: int
+    kek: str
+    """JSON fragment that names the KEK, its version and the TRK generation in events."""
+    granted_at: float
+    until: float
+    in_grace: bool = False
+    answers: SecretKey = field(init=False)
+    _containers: OrderedDict[tuple[UUID, int], SecretKey] = field(default_factory=OrderedDict)
+    _known: OrderedDict[UUID, Known] = field(default_factory=OrderedDict)
+    _externals: OrderedDict[tuple[Kind, UUID], UUID] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.answers = hkdf_sha256(self.index, b"confide/v1/answers")
+
+    @property
+    def valid(self) -> bool:
+        return self.clock() < self.until
+
+    def check(self) -> None:
+        """Raises ``KeyUnavailable`` once the lease has ended: called again right before anything is opened."""
+        if self.clock() >= self.until:
+            raise KeyUnavailable
+
+    def facts(self) -> str:
+        """The key state as a JSON fragment for an event."""
+        age = int((self.clock() - self.granted_at) * 1000)
+        grace = ',"grace":true' if self.in_grace else ""
+        return f'{self.kek},"lease_ms":{age}{grace}'
+
+    # ------------------------------------------------------------ container keys
+
+    def container_key(self, container: UUID, generation: int) -> SecretKey | None:
+        found = self._containers.get((container, generation))
+        if found is not None:
+            self._containers.move_to_end((container, generation))
+        return found
+
+    def new_container_key(self, container: UUID, generation: int) -> tuple[SecretKey, bytes]:
+        """A fresh key under the active root key, with its sealed form. Keep it with ``keep_key`` once it is stored."""
+        key = SecretKey.generate()
+        sealed = seal_container_key(
+            key,
+            self.roots[self.active],
+            region=self.region,
+            tenant=self.tenant,
+            container=container,
+            trk_generation=self.active,
+            ck_generation=generation,
+        )
+        return key, sealed
+
+    def keep_key(self, container: UUID, generation: int, key: SecretKey) -> None:
+        old = self._containers.get((container, generation))
+        self._containers[(container, generation)] = key
+        if old is not None and old is not key:
+            old.wipe()
+        if len(self._containers) > CONTAINER_KEYS:
+            self._containers.popitem(last=False)[1].wipe()
+
+    def open_container_key(self, container: UUID, generation: int, trk_generation: int, sealed: bytes) -> SecretKey:
+        """Unwrap and keep. Raises ``Tampered``; ``KeyUnavailable`` where that root key isn't held."""
+        self.check()
+        root = self.roots.get(trk_generation)
+        if root is None:
+            raise KeyUnavailable
+        key = open_container_key(
+            sealed,
+            root,
+            region=self.region,
+            tenant=self.tenant,
+            container=container,
+            trk_generation=trk_generation,
+            ck_generation=generation,
+        )
+        self.keep_key(container, generation, key)
+        return key
+
+    # ------------------------------------------------------------ guesses about containers
+
+    def known(self, container: UUID) -> Known | None:
+        return self._known.get(container)
+
+    def learn(self, known: Known) -> None:
+        self._known[known.id] = known
+        if len(self._known) > CONTAINER_KEYS:
+            self._known.popitem(last=False)
+
+    def external(self, kind: Kind, tag: UUID) -> UUID | None:
+        return self._externals.get((kind, tag))
+
+    def learn_external(self, kind: Kind, tag: UUID, container: UUID) -> None:
+        self._externals[(kind, tag)] = container
+        if len(self._externals) > CONTAINER_KEYS:
+            self._externals.popitem(last=False)
+
+    def forget(self, container: UUID) -> None:
+        """Drop what is known of a container that changed behind our back, and its keys."""
+        self._known.pop(container, None)
+        for entry in [entry for entry in self._containers if entry[0] == container]:
+            self._containers.pop(entry).wipe()
+        for name in [name for name, held in self._externals.items() if held == container]:
+            del self._externals[name]
+
+    def renew(self, fresh: TenantKeys) -> None:
+        """Take over the lease that ``fresh`` proved, and wipe it: it opened the same keys under the same epoch."""
+        self.granted_at, self.until, self.in_grace = fresh.granted_at, fresh.until, fresh.in_grace
+        fresh.wipe()
+
+    def wipe(self) -> None:
+        """Zero every key. Requests that still hold one get ``KeyWiped``, a 503."""
+        self.until = 0.0
+        wipe(*self.roots.values(), self.index, self.answers, *self._containers.values())
+        self._containers.clear()
+        self._known.clear()
+        self._externals.clear()
