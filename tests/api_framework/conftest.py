@@ -332,6 +332,12 @@ def others_note() -> UUID:
     return OTHERS_NOTE
 
 
+@pytest.fixture
+def notes() -> tuple[str, str]:
+    """The caller's and another's."""
+    return str(NOTE), str(OTHERS_NOTE)
+
+
 @dataclass
 class Served:
     world: World
