@@ -128,7 +128,9 @@ class AwsKmsProvider:
 
     async def _call(self, operation: str, params: Mapping[str, Any], intent: UUID, trace: Trace) -> dict[str, Any]:
         credentials = await self._credentials(intent, trace)
-        return await self._cell.request("kms", self._key, operation, params, credentials, intent, trace)
+        return await self._cell.request(
+            ("kms", operation), self._key, params, credentials=credentials, intent=intent, trace=trace
+        )
 
     async def _credentials(self, intent: UUID, trace: Trace) -> ReadOnlyCredentials:
         if self._role is None or self._external_id is None:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from app.errors import InvalidRequest
 
 PARTITION_SUFFIX = {"aws": "amazonaws.com", "aws-us-gov": "amazonaws.com", "aws-cn": "amazonaws.com.cn"}
@@ -33,6 +35,7 @@ class KeyArn:
     account: str
     key_id: str
 
+    @override
     def __str__(self) -> str:
         return f"arn:{self.partition}:kms:{self.region}:{self.account}:key/{self.key_id}"
 
@@ -44,6 +47,7 @@ class RoleArn:
     path: str
     role: str
 
+    @override
     def __str__(self) -> str:
         return f"arn:{self.partition}:iam::{self.account}:role/{self.path}{self.role}"
 

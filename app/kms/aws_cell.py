@@ -1,8 +1,8 @@
 """AWS on the wire, shared by all keys of a cell: clients, a bounded thread pool, assumed sessions.
 
-One botocore client per service and region serves every tenant. Each call brings its own credentials and its intent id,
-held in a thread-local for as long as the call runs; without them nothing is sent. So a thousand tenants cost one client,
-and there is no place where one tenant's session could be left behind for another.
+One botocore client per service and region serves every tenant. Each call brings its own credentials and its intent
+id, held in a thread-local for as long as the call runs; without them nothing is sent. So a thousand tenants cost one
+client, and there is no place where one tenant's session could be left behind for another.
 """
 
 from __future__ import annotations
@@ -149,13 +149,14 @@ class AwsCell:
         with self._making:
             client = self._clients.get((service, region))
             if client is None:
+                options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}  # absent from the published types
                 config = Config(
+                    **options,
                     connect_timeout=self._limits.connect_timeout,
                     read_timeout=self._limits.read_timeout,
                     retries={"total_max_attempts": 1, "mode": "standard"},
                     proxies={},  # an empty mapping, unlike None, keeps HTTPS_PROXY of the environment out
                     max_pool_connections=self.settings.pool_size,
-                    ignore_configured_endpoint_urls=True,
                     user_agent_extra="confide",
                 )
                 factory: Callable[..., Any] = self._session.client
@@ -178,15 +179,18 @@ class AwsCell:
 
     async def request(
         self,
-        service: str,
+        action: tuple[str, str],
         arn: KeyArn,
-        operation: str,
         params: Mapping[str, Any],
+        *,
         credentials: ReadOnlyCredentials,
         intent: UUID,
         trace: Trace,
     ) -> dict[str, Any]:
-        """One attempt. Raises ``KmsError``; puts the request id into ``trace``, also when AWS refuses."""
+        """One attempt at ``action``, a service and its operation. Raises ``KmsError``; puts the request id into
+        ``trace``, also when AWS refuses."""
+
+        service, operation = action
 
         def invoke() -> dict[str, Any]:
             self._current.credentials = credentials
@@ -199,7 +203,7 @@ class AwsCell:
                 del self._current.credentials, self._current.intent
 
         try:
-            answer = await self._in_pool(invoke)
+            answer: dict[str, Any] = await self._in_pool(invoke)
         except boto_errors.ClientError as error:
             meta: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
             trace.request_id = meta.get("RequestId") or trace.request_id
@@ -291,7 +295,8 @@ class AwsCell:
         }
         if external_id is not None:
             params["ExternalId"] = external_id
-        answer = await self.request("sts", key, "assume_role", params, await self.own(), intent, trace)
+        own = await self.own()
+        answer = await self.request(("sts", "assume_role"), key, params, credentials=own, intent=intent, trace=trace)
         got = answer["Credentials"]
         expires: datetime = got["Expiration"]
         frozen = ReadOnlyCredentials(got["AccessKeyId"], got["SecretAccessKey"], got["SessionToken"])

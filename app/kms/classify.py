@@ -165,7 +165,7 @@ def entra_error(message: str, status: int | None) -> KmsError:
     return KmsUnclassified(match[0] if match is not None else "EntraUnknown")
 
 
-# --- OpenBao and Vault Transit: no codes, so the fixed texts of builtin/logical/transit and sdk/helper/keysutil --------
+# --- OpenBao and Vault Transit: no codes, so the fixed texts of builtin/logical/transit and sdk/helper/keysutil -------
 
 _TRANSIT_400: tuple[tuple[str, type[KmsError], str], ...] = (
     ("cipher: message authentication failed", KmsIntegrity, "AuthenticationFailed"),

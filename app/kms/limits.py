@@ -153,7 +153,7 @@ class Gate:
         limits: Limits,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
-        dice: Dice = random.SystemRandom().random,
+        dice: Dice = random.random,
     ) -> None:
         self._limits = limits
         self._clock = clock
@@ -206,7 +206,7 @@ class Gate:
             except asyncio.CancelledError:
                 self.breaker.abandoned()
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  whatever a client library raises, callers see KmsError only
                 # The exception's text may hold request data, so only its type is told.
                 self.breaker.abandoned()
                 raise KmsUnclassified(type(error).__name__, "an unexpected failure in the client") from None
