@@ -6,6 +6,7 @@ The page loads nothing from elsewhere and its content security policy allows not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from app.api.openapi import document
 from app.api.table import Handler, ResponseDoc, Route
 
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS: Final = (
@@ -110,6 +111,7 @@ def _fixed(answer: Answer) -> Handler:
     return serve
 
 
+@cache
 def _asset(name: str) -> bytes:
     path = Path(str(distribution(_ASSETS_OF).locate_file(f"fastapi_offline/static/{name}")))
     return path.read_bytes()

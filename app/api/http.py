@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from app.errors import BadRequest, NotFound
-from app.identity import Caller, Purpose, Version
+from app.identity import NO_UUID, Caller, Purpose, Version
 
 if TYPE_CHECKING:
     from app.api.table import Route
@@ -28,7 +28,8 @@ JSON: Final = b"application/json"
 OCTETS: Final = b"application/octet-stream"
 ANY: Final = "*"
 
-_ETAG: Final = re.compile(rb'"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
+_ENTITY_TAG: Final = re.compile(rb'(?:W/)?"[\x21\x23-\x7e]{0,255}"')
+_ETAG: Final = re.compile(rb'(W/)?"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"')
 _MEDIA_TYPE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*;[\x20-\x7e\t]*)?")
 _IDEMPOTENCY_KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 _MAX_MEDIA_TYPE: Final = 255
@@ -76,12 +77,16 @@ def etag(version: UUID | str) -> tuple[bytes, bytes]:
     return (b"etag", b'"%s"' % str(version).encode())
 
 
-def parse_etag(value: bytes, header: str) -> Version:
-    """One strong ETag as this service issues it. Lists, weak and foreign ETags: BadRequest."""
+def parse_etag(value: bytes, header: str, *, weak: bool) -> Version:
+    """The version that one entity tag names. A tag that isn't of ours, or weak where ``weak`` is False, is the nil
+    UUID, which no version equals (RFC 9110 section 8.8.3.2). What is no single tag: BadRequest.
+    """
     match = _ETAG.fullmatch(value)
-    if match is None:
-        raise BadRequest(f"{header} must hold one ETag as it was given by this service.")
-    return Version(UUID(match[1].decode()))
+    if match is not None:
+        return Version(UUID(match[2].decode()) if weak or match[1] is None else NO_UUID)
+    if _ENTITY_TAG.fullmatch(value) is None:
+        raise BadRequest(f"{header} must hold one ETag, or *.")
+    return Version(NO_UUID)
 
 
 class Request:
@@ -171,18 +176,18 @@ class Request:
         return self.headers.get(name)
 
     def if_match(self) -> Version | Literal["*"] | None:
-        """If-Match (RFC 9110 section 13.1.1): one ETag, ``*``, or None where absent."""
+        """If-Match (RFC 9110 section 13.1.1): the version, ``*``, None, or nil for a tag that never matches."""
         value = self.headers.get(b"if-match")
         if value is None:
             return None
-        return ANY if value == b"*" else parse_etag(value, "If-Match")
+        return ANY if value == b"*" else parse_etag(value, "If-Match", weak=False)
 
     def if_none_match(self) -> Version | Literal["*"] | None:
-        """If-None-Match (RFC 9110 section 13.1.2): one ETag, ``*``, or None where absent."""
+        """If-None-Match (RFC 9110 section 13.1.2): the version, ``*``, None, or nil for a tag that never matches."""
         value = self.headers.get(b"if-none-match")
         if value is None:
             return None
-        return ANY if value == b"*" else parse_etag(value, "If-None-Match")
+        return ANY if value == b"*" else parse_etag(value, "If-None-Match", weak=True)
 
     def idempotency_key(self) -> bytes | None:
         """1 to 255 visible ASCII characters. It may carry the client's data: only its HMAC may be stored."""

@@ -79,13 +79,14 @@ class HeaderParam:
 
 
 _VERSION: Final = r'"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"'
+_ENTITY_TAG: Final = r'^(\*|(W/)?"[\x21\x23-\x7E]{0,255}")$'
 _EXAMPLE_ETAG: Final = '"01980a3e-7c1b-7d52-9f0e-2b6a4c8d1e3f"'
 
-IF_MATCH: Final = HeaderParam("If-Match", "The ETag that must be current, or *.", rf"^({_VERSION}|\*)$", _EXAMPLE_ETAG)
+IF_MATCH: Final = HeaderParam("If-Match", "The ETag that must be current, or *.", _ENTITY_TAG, _EXAMPLE_ETAG)
 IF_NONE_MATCH: Final = HeaderParam(
     "If-None-Match",
     "An ETag that must not be current, or *: nothing may be stored yet.",
-    rf"^({_VERSION}|\*)$",
+    _ENTITY_TAG,
     _EXAMPLE_ETAG,
 )
 IDEMPOTENCY_KEY: Final = HeaderParam(

@@ -145,8 +145,10 @@ async def test_a_declared_header_must_have_its_form(world: Any, note: UUID) -> N
     path = f"/v1/notes/{note}"
     for good in (f'"{note}"', "*"):
         assert (await world.call("DELETE", path, headers={"if-match": good})).status == 204
-    for bad in (f'W/"{note}"', str(note), '"x"', "", f'"{note}", "{note}"'):
+    for bad in (str(note), "", f'"{note}", "{note}"', '"a b"', '"'):
         assert (await world.call("DELETE", path, headers={"if-match": bad})).status == 400
+    for never in (f'W/"{note}"', '"x"', '""'):
+        assert (await world.call("DELETE", path, headers={"if-match": never})).status == 412
     other = await world.call("DELETE", path, headers={"if-match": f'"{UUID(int=1)}"'})
     assert (other.status, other.headers["etag"], other.json["current"]) == (412, f'"{note}"', f'"{note}"')
 
