@@ -64,6 +64,7 @@ check: $(DEV) ## format, lint, types and import rules; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile && echo 'Dockerfile: passes hadolint'; fi
 
 .PHONY: fix
 fix: $(DEV) ## format, and mend what ruff can mend
