@@ -27,8 +27,6 @@ from typing import Any, BinaryIO, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-TRUNCATED = ("incomplete", "the export ends before its end line: it was truncated")
-AFTER_END = ("format", "there are lines after the end")
 MAGIC = "#confide-audit-export/1"
 MAX_LINE, MAX_BLOCK, MAX_FINDINGS, ID_WINDOW = 2 << 20, 1024, 100, 1 << 16
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -187,8 +185,7 @@ class Verification:
     def __init__(self, keys: list[Key], last: Checkpoint | None, origin: str, tolerance: float | None) -> None:
         self.keys, self.last, self.report = keys, last, Report(origin=origin)
         self.tolerance = None if tolerance is None else timedelta(seconds=tolerance)
-        self.writers: dict[str, tuple[int, datetime]] = {}
-        self.ids: dict[str, None] = {}
+        self.writers, self.ids = dict[str, tuple[int, datetime]](), dict[str, None]()
         self.tree, self.before, self.other = Edge(0, []), Edge(0, []), Edge(0, [])
         self.want, self.got = list[bytes](), list[bytes]()
         self.differs: int | None = None  # first leaf where the event isn't the listed one
@@ -198,9 +195,10 @@ class Verification:
     def run(self, lines: Iterator[bytes]) -> Report:
         try:
             self.header(next(lines, b""))
-            ended = any(map(self.line, lines))
-            if not ended or next(lines, None) is not None:
-                raise StopReading(*(AFTER_END if ended else TRUNCATED))
+            if not any(map(self.line, lines)):
+                raise StopReading("incomplete", "the export ends before its end line: it was truncated")
+            if next(lines, None) is not None:
+                raise StopReading("format", "there are lines after the end")
         except StopReading as stop:
             self.verdict()
             self.report.add(*stop.args)

@@ -100,7 +100,13 @@ class MadeLog:
         return Checkpoint(self.origin, size, self.roots[size]).sign(signer or self.signer)
 
     def export(
-        self, first: int = 0, end: int | None = None, size: int | None = None, *, kept: Sequence[int] = (), marks: int = 0
+        self,
+        first: int = 0,
+        end: int | None = None,
+        size: int | None = None,
+        *,
+        kept: Sequence[int] = (),
+        marks: int = 0,
     ) -> bytes:
         size = len(self.rows) if size is None else size
         end = size if end is None else end
