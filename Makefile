@@ -48,7 +48,7 @@ $(BENCH): $(DEV)
 # --- What a developer runs ---------------------------------------------------------------------------------------------
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: $(RUN) ## serve on PORT (8080) with an embedded PostgreSQL and a demo tenant; state is in .confide
@@ -59,12 +59,27 @@ test: $(DEV) ## run the tests on WORKERS (2) processes; ARGS adds pytest argumen
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 .PHONY: check
-check: $(DEV) ## format, lint, types and import rules; changes nothing
+check: check-format check-lint check-types check-imports check-image ## all of the following; `make -k check` goes on after a failure
+
+.PHONY: check-format
+check-format: $(DEV) ## the format of the code
 	$(BIN)/ruff format --check .
+
+.PHONY: check-lint
+check-lint: $(DEV) ## lint
 	$(BIN)/ruff check .
+
+.PHONY: check-types
+check-types: $(DEV) ## types
 	$(BIN)/mypy
-	$(BIN)/lint-imports
-	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile && echo 'Dockerfile: passes hadolint'; fi
+
+.PHONY: check-imports
+check-imports: $(DEV) ## imports point one way
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: check-image
+check-image: $(DEV) ## the Dockerfile, where its linter exists
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile && echo 'Dockerfile: no finding'; fi
 
 .PHONY: fix
 fix: $(DEV) ## format, and mend what ruff can mend
