@@ -169,8 +169,17 @@ def _line(entry: RequestEntry) -> str:
         f'"level":"{"error" if entry.status >= SERVER_ERROR else "info"}","logger":"confide.request",'
         f'"route":"{entry.route}","method":"{entry.method}","status":{entry.status},"ms":{entry.seconds * 1000:.3f},'
         f'"request":"{entry.request_id}","trace":"{entry.trace_id}",'
-        f'"tenant":"{entry.tenant}","api_key":"{entry.api_key}"}}\n'
+        f'"tenant":{_id(entry.tenant)},"api_key":{_id(entry.api_key)}}}\n'
     )
+
+
+@lru_cache(maxsize=4096)  # callers come back; a UUID's text costs a microsecond
+def _id_text(value: int) -> str:
+    return f'"{UUID(int=value)}"'
+
+
+def _id(value: UUID | None) -> str:
+    return "null" if value is None else _id_text(value.int)
 
 
 @lru_cache(maxsize=1)
