@@ -125,7 +125,7 @@ _COMMITMENT_SHAPE = "43 characters base64url"
 _COUNT_SHAPE = "integer from 0"
 
 FIELDS: Mapping[str, Field] = {
-    "v": Field(lambda value: type(value) is int and value == VERSION, "1", "Format of the event."),
+    "v": Field(lambda value: type(value) is int and value == VERSION, "the integer 1", "Format of the event."),
     "id": Field(_uuid7, "UUIDv7, lower case", "The event's id."),
     "time": Field(_time, "RFC 3339, UTC, 6 decimals, Z", "When the key use was authorised."),
     "tenant": Field(_uuid, _UUID_SHAPE, "Whose log this is; the nil UUID in the cell's own log."),

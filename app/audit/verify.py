@@ -2,9 +2,8 @@
 
     python verify.py EXPORT --key VKEY [--checkpoint LAST] [--origin ORIGIN] [--json]
 
-It is written from the specifications alone (RFC 9162 section 2.1, C2SP signed-note and tlog-checkpoint, RFC 8785 and
-``docs/format-audit.md``) and shares no code with the service, so that each checks the other. You trust two things: the
-verifier key, and the last checkpoint that you kept yourself.
+It shares no code with the service: it is written from RFC 9162 section 2.1, C2SP signed-note and tlog-checkpoint, RFC
+8785 and ``docs/format-audit.md``. You trust the verifier key and the last checkpoint that you kept yourself.
 
 Exit codes: 0 verified; 1 tampering or a mismatch; 2 usage, or unreadable; 3 incomplete, nothing wrong in what is there.
 Memory stays flat: the tree's right edge, one record per writer, one block of hashes and a window of recent event ids.
@@ -14,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,7 +28,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 MAGIC = "#confide-audit-export/1"
 MAX_LINE, MAX_BLOCK, MAX_FINDINGS, ID_WINDOW = 2 << 20, 1024, 100, 1 << 16
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -59,12 +57,7 @@ class Report:
         self.exit_code = 3 if code == "incomplete" and self.exit_code != 1 else 1
         if leaf is not None:
             self.first_bad_leaf = leaf if self.first_bad_leaf is None else min(leaf, self.first_bad_leaf)
-        if len(self.findings) < MAX_FINDINGS:
-            self.findings.append({"code": code, "message": message, "leaf": leaf})
-
-
-def sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+        self.findings += [{"code": code, "message": message, "leaf": leaf}][: MAX_FINDINGS - len(self.findings)]
 
 
 class Edge:
@@ -77,16 +70,16 @@ class Edge:
 
     def add(self, hash_: bytes, level: int = 0) -> None:
         while self.size >> level & 1:
-            hash_ = sha256(b"\x01" + self.stack.pop() + hash_)
+            hash_ = sha256(b"\x01" + self.stack.pop() + hash_).digest()
             self.size -= 1 << level
             level += 1
         self.stack.append(hash_)
         self.size += 1 << level
 
     def root(self) -> bytes:
-        hash_ = self.stack[-1] if self.stack else sha256(b"")
+        hash_ = self.stack[-1] if self.stack else sha256(b"").digest()
         for left in self.stack[-2::-1]:
-            hash_ = sha256(b"\x01" + left + hash_)
+            hash_ = sha256(b"\x01" + left + hash_).digest()
         return hash_
 
     def completed(self, size: int, right: list[bytes]) -> bytes | None:
@@ -107,39 +100,40 @@ def consistent(old: int, new: int, proof: list[bytes], old_root: bytes, new_root
         if m == n and len(proof) == (not whole):
             return (old_root, old_root) if whole else (proof[0], proof[0])
         if m == n or not proof:
-            raise ValueError
+            return b"", b""  # too long or too short: leads to no root at all
         k = 1 << ((n - 1).bit_length() - 1)
         before, after = rebuild(m, k, proof[:-1], whole) if m <= k else rebuild(m - k, n - k, proof[:-1], False)
         if m <= k:
-            return before, sha256(b"\x01" + after + proof[-1])
-        return sha256(b"\x01" + proof[-1] + before), sha256(b"\x01" + proof[-1] + after)
+            return before, sha256(b"\x01" + after + proof[-1]).digest()
+        return sha256(b"\x01" + proof[-1] + before).digest(), sha256(b"\x01" + proof[-1] + after).digest()
 
-    try:
-        return 0 < old <= new and rebuild(old, new, proof, True) == (old_root, new_root)
-    except ValueError:
-        return False
+    return 0 < old <= new and rebuild(old, new, proof, True) == (old_root, new_root)
 
 
 Key = tuple[str, bytes, bytes]  # (key name, key id, public key)
-LINE = r"[^\x00-\x1f]+\n"
 NOTE = re.compile(
-    rf"(?P<text>(?P<origin>{LINE[:-2]})\n(?P<size>0|[1-9][0-9]{{0,18}})\n(?P<root>\S+)\n(?:{LINE})*)\n"
-    "(?P<signatures>(?:\u2014 [^\\s+]+ [A-Za-z0-9+/]+=*\\n)+)"
+    "(?P<text>(?P<origin>[^\x00-\x1f]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>\\S+)\n(?:[^\x00-\x1f]+\n)*)\n"
+    "(?P<signatures>(?:\u2014 [^\\s+]+ [A-Za-z0-9+/]+=*\n)+)"
 )
 
 
-def unbase64(text: str) -> bytes:
+def unbase64(text: str, unit: int = 1) -> bytes:
     data = base64.b64decode(text, validate=True)
-    if base64.b64encode(data).decode() != text:
-        raise ValueError("base64 is not canonical")
+    if base64.b64encode(data).decode() != text or len(data) % unit:
+        raise ValueError("base64 is not canonical, or not a list of hashes")
     return data
+
+
+def hashes(text: str) -> list[bytes]:
+    data = unbase64(text, 32)
+    return [data[at : at + 32] for at in range(0, len(data), 32)]
 
 
 def parse_key(text: str) -> Key:
     """``<name>+<hex id>+<base64(0x01 || public key)>``"""
     name, key_id, encoded = [*text.strip().split("+", 2), "", ""][:3]
     key = unbase64(encoded)
-    if len(key) != 33 or key[0] != 1 or sha256(name.encode() + b"\n" + key)[:4].hex() != key_id:
+    if len(key) != 33 or key[0] != 1 or sha256(name.encode() + b"\n" + key).digest()[:4].hex() != key_id:
         raise ValueError("--key is not an Ed25519 verifier key: <name>+<id>+<base64>")
     return name, bytes.fromhex(key_id), key[1:]
 
@@ -169,13 +163,6 @@ def parse_checkpoint(note: bytes, keys: list[Key]) -> Checkpoint:
     return Checkpoint(match["origin"], int(match["size"]), root, signed)
 
 
-def hashes(text: str) -> list[bytes]:
-    data = unbase64(text)
-    if len(data) % 32:
-        raise ValueError("a list of hashes has a wrong length")
-    return [data[at : at + 32] for at in range(0, len(data), 32)]
-
-
 class Verification:
     """Reads an export line by line. The tree grows from the listed leaf hashes; each event is held against its own.
 
@@ -183,9 +170,8 @@ class Verification:
     """
 
     def __init__(self, keys: list[Key], last: Checkpoint | None, origin: str, tolerance: float | None) -> None:
-        self.keys, self.last, self.report = keys, last, Report(origin=origin)
-        self.tolerance = None if tolerance is None else timedelta(seconds=tolerance)
-        self.writers, self.ids = dict[str, tuple[int, datetime]](), dict[str, None]()
+        self.keys, self.last, self.tolerance, self.report = keys, last, tolerance, Report(origin=origin)
+        self.writers, self.ids = dict[str, tuple[int, float]](), dict[str, None]()
         self.tree, self.before, self.other = Edge(0, []), Edge(0, []), Edge(0, [])
         self.want, self.got = list[bytes](), list[bytes]()
         self.differs: int | None = None  # first leaf where the event isn't the listed one
@@ -211,33 +197,28 @@ class Verification:
         try:
             head, report = json.loads(text), self.report
             note, report.first, report.end = unbase64(head["checkpoint"]), int(head["first"]), int(head["end"])
-            report.checkpoint = note.decode()
             self.tree = Edge(report.first, hashes(head["left"]))
             self.before, self.right = Edge(self.tree.size, self.tree.stack), hashes(head["right"])
             proofs = {int(size): hashes(proof) for size, proof in head["consistency"].items()}
-            self.root = self.checkpoint(note)
+            self.checkpoint(note)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StopReading("format", "the header is malformed") from None
+        if not 0 <= report.first <= report.end <= report.size:
+            raise StopReading("format", "the header's range is not in the signed tree")
         if self.last is not None:
             self.hold_against(self.last, proofs)
 
-    def checkpoint(self, note: bytes) -> bytes:
-        report = self.report
+    def checkpoint(self, note: bytes) -> None:
+        report, now = self.report, parse_checkpoint(note, [])
         try:
-            now = parse_checkpoint(note, self.keys)
-            if not now.signed:
+            if not parse_checkpoint(note, self.keys).signed:
                 report.add("signature", "the checkpoint is not signed by a key that was given")
-        except ValueError as error:
+        except ValueError as error:  # untrusted from here on: what follows only helps to name what differs
             report.add("signature", str(error))
-            now = parse_checkpoint(note, [])  # untrusted from here on: what follows only helps to name what differs
-        parts = now.origin.split("/")
-        report.tenant = parts[-2] if len(parts) > 1 and re.fullmatch(r"[1-9][0-9]*", parts[-1]) else parts[-1]
         if report.origin not in ("", now.origin):
             report.add("origin", "the export is of another log than the one asked for")
-        report.origin, report.size, report.root = now.origin, now.size, now.root.hex()
-        if not 0 <= report.first <= report.end <= report.size:
-            raise StopReading("format", "the header's range is not in the signed tree")
-        return now.root
+        report.origin, report.size, report.root, self.root = now.origin, now.size, now.root.hex(), now.root
+        report.tenant, report.checkpoint = re.sub(r"/[1-9][0-9]*\Z", "", now.origin).rpartition("/")[2], note.decode()
 
     def hold_against(self, last: Checkpoint, proofs: dict[int, list[bytes]]) -> None:
         report, size = self.report, last.size
@@ -245,11 +226,10 @@ class Verification:
             report.add("origin", "the checkpoint that was kept is of another log, or of another epoch of it")
         elif size > report.size:
             report.add("rollback", f"the log has {report.size} leaves, but {size} had been signed: it is an older copy")
-        elif size in proofs or size == report.size:
-            if not consistent(size, report.size, proofs.get(size, []), last.root, self.root):
-                report.add("fork", "the log does not extend the checkpoint that was kept: it was rewritten")
-        else:
+        elif size not in proofs and size != report.size:
             self.unproven = not report.first <= size <= report.end
+        elif not consistent(size, report.size, proofs.get(size, []), last.root, self.root):
+            report.add("fork", "the log does not extend the checkpoint that was kept: it was rewritten")
         self.anchor(last)
 
     def anchor(self, known: Checkpoint | None) -> None:
@@ -284,7 +264,7 @@ class Verification:
             self.anchor(self.last)
 
     def event(self, line: bytes) -> None:
-        at, hash_ = len(self.got), sha256(b"\x00" + line)
+        at, hash_ = len(self.got), sha256(b"\x00" + line).digest()
         self.got.append(hash_)
         if self.differs is None and at < len(self.want) and hash_ == self.want[at]:
             self.report.events += 1
@@ -295,15 +275,15 @@ class Verification:
         elif at > 64 * MAX_BLOCK:
             raise StopReading("format", "there are too many events without a list of leaf hashes")
 
-    def contents(self, leaf: int, line: bytes, tolerance: timedelta) -> None:
+    def contents(self, leaf: int, line: bytes, tolerance: float) -> None:
         """Canonical form, tenant, writer's sequence, clock and id of an event that is the listed leaf."""
         add = self.report.add
         try:
             event = json.loads(line.decode(), parse_float=set, parse_constant=set)  # a set has no canonical form
             id_, tenant, writer, seq = event["id"], event["tenant"], event["writer"], event["seq"]
-            time = datetime.fromisoformat(event["time"])
-            drift = abs(time - EPOCH - timedelta(milliseconds=int(id_.replace("-", "")[:12], 16)))
-            if event["v"] != 1 or type(seq) is not int or CANONICAL(event).encode() != line:
+            time = datetime.fromisoformat(event["time"]).timestamp()
+            drift = abs(time - int(id_.replace("-", "")[:12], 16) / 1000)
+            if event["v"] != 1 or event["time"][-1] != "Z" or type(seq) is not int or CANONICAL(event).encode() != line:
                 raise ValueError
             before, latest = self.writers.get(writer, (0 if self.report.first == 0 else seq - 1, time))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -389,8 +369,8 @@ def verify(
 
 
 def show(report: Report) -> str:
-    verdict = {0: "VERIFIED", 1: "TAMPERING OR MISMATCH", 3: "INCOMPLETE"}[report.exit_code]
-    text = f"{verdict}: {report.origin}, leaves {report.first} to {report.end} of {report.size}, root {report.root}\n"
+    text = ("VERIFIED", "TAMPERING OR MISMATCH", "", "INCOMPLETE")[report.exit_code]
+    text += f": {report.origin}, leaves {report.first} to {report.end} of {report.size}, root {report.root}\n"
     text += "".join("  {code}: {message} (leaf {leaf})\n".format(**finding) for finding in report.findings)
     return text + f"first bad leaf: {report.first_bad_leaf}, or one in {report.bad_range}\n" * (report.exit_code == 1)
 

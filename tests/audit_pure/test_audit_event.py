@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -90,10 +91,8 @@ def test_any_changed_byte_makes_another_entry_or_none(made: dict[str, Any], data
     entry = encode(made)
     at = data.draw(st.integers(0, len(entry) - 1))
     other = entry[:at] + bytes([data.draw(st.integers(0, 255).filter(lambda c: c != entry[at]))]) + entry[at + 1 :]
-    try:
+    with contextlib.suppress(EventError):
         assert encode(decode(other)) == other
-    except EventError:
-        pass
 
 
 WRONG: list[tuple[str, Any]] = [
@@ -194,7 +193,7 @@ def test_a_line_in_any_other_spelling_is_refused() -> None:
     spellings = [
         json.dumps(made).encode(),
         json.dumps(made, separators=(",", ":"), sort_keys=True).encode(),
-        json.dumps(dict(reversed(sorted(made.items()))), separators=(",", ":"), ensure_ascii=False).encode(),
+        json.dumps(dict(sorted(made.items(), reverse=True)), separators=(",", ":"), ensure_ascii=False).encode(),
         entry.replace(b"/", b"\\/"),
         entry.replace(b"\\n", b"\\u000a"),
         entry.replace("é".encode(), b"\\u00e9"),
