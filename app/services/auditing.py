@@ -116,6 +116,12 @@ class Auditing:
         facts = await self.control_facts(caller, trace, **more)
         await self.append(Record(caller.tenant, "access.denied", "denied", facts, reason))
 
+    async def tampered(self, caller: Caller, trace: Trace, container: UUID) -> None:
+        """Stored bytes were refused: an event in the tenant's log, and an alarm."""
+        facts = await self.control_facts(caller, trace)
+        await self.append(Record(caller.tenant, "tamper.refused", "denied", facts, "tampered", container))
+        self.alarm("tampered", tenant=str(caller.tenant), container=str(container))
+
     def alarm(self, name: str, **facts: Any) -> None:
         """What an operator must see: a log line at ERROR and a counter. Holds ids and codes, never content."""
         log.error("alarm", extra={"alarm": name, **facts})

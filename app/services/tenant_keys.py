@@ -43,6 +43,8 @@ class Known:
     commit: int
     head: int
     subject: UUID | None = None
+    complete: bool = False
+    """Whether ``subject`` is known: it is from a look-up, not from a read."""
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ WANT_META: Final = 2
 
 READ: Final = (
     "SELECT * FROM confide.read($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
-    " $18, $19, $20, $21, $22, $23, $24, $25, $26)"
+    " $18, $19, $20, $21, $22, $23, $24)"
 )
 WRITE: Final = (
     "SELECT * FROM confide.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
@@ -47,15 +47,13 @@ class Selector:
 
 @dataclass(slots=True)
 class ReadTarget:
-    """One container to open. ``hop``: the subject of the session that ``container`` or ``external`` names."""
+    """One container to open. ``want``: WANT_KEYS for its wrapped keys, WANT_META for its sealed names, added up."""
 
     action: str
     facts: str
     kind: str
-    container: UUID | None
-    external: UUID | None
+    container: UUID
     selectors: Sequence[Selector]
-    hop: bool = False
     want: int = 0
 
 
@@ -216,8 +214,6 @@ def encode_read(batch: Sequence[Read], writer: UUID, flush: int, sequences: Sequ
         [target.facts for target in targets],
         [target.container for target in targets],
         [target.kind for target in targets],
-        [target.external for target in targets],
-        [target.hop for target in targets],
         [target.want for target in targets],
         owners,
         [selector.type for selector in selectors],

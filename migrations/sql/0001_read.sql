@@ -9,7 +9,7 @@ CREATE FUNCTION confide.read(
     p_tenants text, p_writer uuid, p_flush bigint,
     r_tenant uuid[], r_api_key uuid[], r_epoch bigint[],
     t_request int[], t_event uuid[], t_time timestamptz[], t_seq bigint[], t_action text[], t_facts text[],
-    t_container uuid[], t_kind text[], t_external uuid[], t_hop boolean[], t_want int[],
+    t_container uuid[], t_kind text[], t_want int[],
     s_target int[], s_type text[], s_id uuid[], s_tag uuid[], s_after bigint[], s_before bigint[],
     s_version uuid[], s_limit int[], s_bytes bigint[]
 ) RETURNS TABLE (
@@ -36,31 +36,18 @@ BEGIN
         LEFT JOIN confide.tenant t ON t.id = r.tenant
         LEFT JOIN confide.api_key k ON k.tenant_id = r.tenant AND k.id = r.api_key
     ), tgt AS MATERIALIZED (
-        SELECT a.n::int AS n, a.event, a.time, a.seq, a.action, a.facts, a.want, a.hop, req.tenant,
+        SELECT a.n::int AS n, a.event, a.time, a.seq, a.action, a.facts, a.want, req.tenant,
                CASE WHEN req.status <> 'ok' THEN req.status
                     WHEN c.id IS NULL OR c.expires_at <= now() THEN 'absent'
                     ELSE 'ok' END AS status,
                c.id AS container, c.kind, c.subject_id, c.meta_version, c.meta, c.meta_ck, c.ck_generation,
                c.commit_number, c.turn_head, c.ttl_absolute_seconds, c.ttl_idle_seconds, c.hold, c.created_at,
                c.updated_at, c.expires_at
-        FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_facts, t_container, t_kind, t_external, t_hop, t_want)
-             WITH ORDINALITY
-             AS a (request, event, time, seq, action, facts, container, kind, external, hop, want, n)
+        FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_facts, t_container, t_kind, t_want) WITH ORDINALITY
+             AS a (request, event, time, seq, action, facts, container, kind, want, n)
         JOIN req ON req.n = a.request
-        LEFT JOIN LATERAL (
-            SELECT b.* FROM confide.container b
-            WHERE a.container IS NOT NULL AND b.tenant_id = req.tenant AND b.id = a.container AND (a.hop OR b.kind = a.kind)
-            UNION ALL
-            SELECT b.* FROM confide.container b
-            WHERE a.external IS NOT NULL AND b.tenant_id = req.tenant AND b.external_tag = a.external
-              AND b.kind = CASE WHEN a.hop THEN 'session' ELSE a.kind END
-        ) base ON req.status = 'ok'
-        LEFT JOIN LATERAL (
-            SELECT base.* WHERE NOT a.hop
-            UNION ALL
-            SELECT b.* FROM confide.container b
-            WHERE a.hop AND base.expires_at > now() IS NOT FALSE AND b.tenant_id = req.tenant AND b.id = base.subject_id
-        ) c ON true
+        LEFT JOIN confide.container c ON req.status = 'ok' AND c.tenant_id = req.tenant AND c.id = a.container
+              AND c.kind = a.kind
     ), sel AS MATERIALIZED (
         SELECT s.n::int AS n, s.target, s.type, s.id, s.tag, s.after, s.before, s.version, s.lim, s.bytes, tgt.tenant,
                tgt.container, tgt.want, tgt.ck_generation

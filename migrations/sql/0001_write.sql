@@ -34,6 +34,7 @@ DECLARE
     v_pop_op int[] := '{}';
     v_pop confide.turn[] := '{}';
     v_turns jsonb := '{}';
+    v_made int[] := '{}';            -- targets of objects that did not exist before
     f record;
 BEGIN
     PERFORM set_config('confide.tenants', p_tenants, true);
@@ -134,6 +135,7 @@ BEGIN
     END IF;
 
     IF 'put' = ANY (o_type) THEN
+        WITH written AS (
         INSERT INTO confide.context_object AS e (tenant_id, container_id, id, version, collection_tag, ck_generation, size,
             commit_number, content_type, created_at, updated_at, tags, fingerprint, body)
         SELECT r_tenant[t_request[o.target]], t_container[o.target], o.id, o.version, o.collection, t_ck[o.target], o.size,
@@ -145,7 +147,11 @@ BEGIN
         ON CONFLICT (tenant_id, container_id, id) DO UPDATE SET
             version = EXCLUDED.version, collection_tag = EXCLUDED.collection_tag, ck_generation = EXCLUDED.ck_generation,
             size = EXCLUDED.size, commit_number = EXCLUDED.commit_number, content_type = EXCLUDED.content_type,
-            updated_at = EXCLUDED.updated_at, tags = EXCLUDED.tags, fingerprint = EXCLUDED.fingerprint, body = EXCLUDED.body;
+            updated_at = EXCLUDED.updated_at, tags = EXCLUDED.tags, fingerprint = EXCLUDED.fingerprint, body = EXCLUDED.body
+        RETURNING e.container_id, e.created_at = e.updated_at AS made)
+        SELECT coalesce(array_agg(a.n::int), '{}') INTO v_made
+        FROM written w JOIN unnest(t_container) WITH ORDINALITY AS a (container, n) ON a.container = w.container_id
+        WHERE w.made;
     END IF;
 
     IF o_type && ARRAY['delete', 'delete-many', 'prune', 'erase'] THEN
@@ -285,10 +291,14 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(r_idem) AS w (v) WHERE w.v IS NOT NULL) THEN
         INSERT INTO confide.idempotency AS e (tenant_id, key_tag, fingerprint, answer, facts, created_at)
         SELECT r_tenant[a.n], a.idem, a.print, a.answer,
-               (SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head) ORDER BY b.n)
-                FROM unnest(t_request, t_container) WITH ORDINALITY AS b (request, container, n)
-                LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.n] AND c.id = b.container
-                WHERE b.request = a.n), now()
+               jsonb_build_object('heads', (
+                   SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head) ORDER BY b.n)
+                   FROM unnest(t_request, t_container) WITH ORDINALITY AS b (request, container, n)
+                   LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.n] AND c.id = b.container
+                   WHERE b.request = a.n), 'same', (
+                   SELECT jsonb_agg(jsonb_build_array(s.n - (SELECT min(o.n) FROM unnest(o_target) WITH ORDINALITY AS o (target, n)
+                                                             WHERE t_request[o.target] = a.n), s.version))
+                   FROM unnest(v_same, v_same_version) AS s (n, version) WHERE t_request[o_target[s.n]] = a.n)), now()
         FROM unnest(r_idem, r_print, r_answer) WITH ORDINALITY AS a (idem, print, answer, n)
         WHERE a.idem IS NOT NULL AND v_status[a.n] = 'ok'
         ON CONFLICT (tenant_id, key_tag) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, answer = EXCLUDED.answer,
@@ -299,7 +309,7 @@ BEGIN
     RETURN QUERY
     SELECT a.n::int, 'h', coalesce(x.id, c.id), c.meta_version, c.turn_head, c.ck_generation, c.commit_number,
            v_status[a.request], c.created_at, c.updated_at,
-           i.answer, v_failed[a.request],
+           i.answer, coalesce(v_failed[a.request], cardinality(array_positions(v_made, a.n::int))),
            CASE WHEN v_status[a.request] = 'replay' THEN i.facts
                 WHEN v_failed[a.request] IS NOT NULL THEN jsonb_build_object('current',
                     (SELECT e.version FROM confide.context_object e WHERE e.tenant_id = r_tenant[a.request]

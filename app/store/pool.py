@@ -1,0 +1,57 @@
+"""A few connections for single statements that leave nothing behind: no reset between uses, no transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from app.errors import Unavailable
+from app.store.connection import BROKEN, Connect
+
+log = logging.getLogger("confide.pool")
+
+RESOLVE = "SELECT * FROM confide.resolve($1, $2, $3, $4, $5)"
+
+
+class Pool:
+    """At most ``size`` connections, made when needed. What it runs reads only, so that it may be run again."""
+
+    def __init__(self, connect: Connect, size: int = 4) -> None:
+        self._connect = connect
+        self._idle: list[asyncpg.Connection[Any]] = []
+        self._slots = asyncio.Semaphore(size)
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+        """Rows. Raises ``Unavailable``."""
+        async with self._slots:
+            for last in (False, True):
+                connection = self._idle.pop() if self._idle else await self._connect()
+                try:
+                    rows = await connection.fetch(sql, *arguments)
+                except BROKEN as error:
+                    connection.terminate()
+                    if last:
+                        raise Unavailable from error
+                    continue
+                except asyncpg.PostgresError as error:
+                    self._idle.append(connection)
+                    log.error("the database refused a statement", extra={"sqlstate": error.sqlstate})
+                    raise Unavailable from error
+                except BaseException:
+                    connection.terminate()
+                    raise
+                self._idle.append(connection)
+                return list(rows)
+        raise Unavailable
+
+    async def resolve(self, tenant: UUID, kind: str, container: UUID | None, external: UUID | None) -> list[Any]:
+        """The container of that id or external tag, a row for each of its keys; none where there is no such one."""
+        return await self.fetch(RESOLVE, "{" + str(tenant) + "}", tenant, kind, container, external)
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
