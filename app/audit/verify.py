@@ -330,7 +330,7 @@ class Verification:
 
     def verdict(self) -> None:
         report, leaf, wrong = self.report, self.differs, self.whole is False
-        if wrong and self.other.completed(report.size, self.right) == self.root:
+        if wrong and leaf is not None and self.other.completed(report.size, self.right) == self.root:
             report.add("leaf-hash", "the event is as signed, but the tree's stored hash of it is not", leaf)
         elif wrong:
             report.add("root", "the leaves do not lead to the signed root")

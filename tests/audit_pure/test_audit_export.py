@@ -68,6 +68,12 @@ def test_without_a_proof_from_the_kept_checkpoint_an_export_is_incomplete() -> N
     assert (report.exit_code, codes(report)) == (3, {"incomplete"})
 
 
+def test_hashes_to_the_right_do_not_stand_in_for_leaves_that_are_there() -> None:
+    everything = [LOG.get(*node) for node in merkle.cover(0, 700)]
+    report = check(write(ExportHead(0, 300, LOG.note(), (), everything), LOG.rows[:300], LOG.leaves()[:300]), LOG)
+    assert (report.exit_code, codes(report), report.first_bad_leaf) == (1, {"root"}, None)
+
+
 def test_a_wrong_consistency_proof_is_a_fork() -> None:
     left, right = merkle.range_proof(400, 500, 700, LOG.get)
     proof = merkle.consistency_proof(300, 700, LOG.get)
