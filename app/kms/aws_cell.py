@@ -130,7 +130,7 @@ class AwsCell:
                 logger.addFilter(_QUIET)
 
     def _boto_session(self) -> boto3.Session:
-        core = botocore.session.Session()
+        core = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
         # Neither files nor the environment may choose endpoints, regions or credentials for a customer's call.
         core.set_config_variable("config_file", os.devnull)
         core.set_config_variable("credentials_file", os.devnull)

@@ -136,7 +136,7 @@ def _azure(binding: AzureBinding, settings: KmsSettings) -> list[Step]:
     else:
         grant = (
             f'az role assignment create --role "{VAULT_ROLE}" --assignee {client} \\\n'
-            f'  --scope "$(az keyvault show --name {binding.vault_name} --query id --output tsv)/keys/{binding.key_name}"'
+            f'  --scope "$(az keyvault show -n {binding.vault_name} --query id -o tsv)/keys/{binding.key_name}"'
         )
     found.append(Step("Let it wrap and unwrap with this one key", "shell", grant))
     if binding.client_id is None:

@@ -9,8 +9,9 @@ variable "confide_role_arn" {
 }
 
 variable "external_id" {
-  description = "The external id of the binding. Confide generates it; never choose one yourself."
+  description = "The external id of the binding. Confide generates it; apply once without it, make the binding with the outputs, then apply again with its external id."
   type        = string
+  default     = "confide-ffffffffffffffffffffffffffffffff" # no binding has this one: until then nobody gets in
 
   validation {
     condition     = can(regex("^confide-[0-9a-f]{32}$", var.external_id))
