@@ -1,0 +1,35 @@
+"""Everything that handlers may use, in one place. Made by ``app.main``; a handler's first argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.services.access import Access
+from app.services.api_keys import ApiKeys
+from app.services.audit_log import AuditLog
+from app.services.auditing import Auditing
+from app.services.cell_secrets import CellSecrets
+from app.services.control import ControlPlane
+from app.services.tenants import TenantKeyMaker, Tenants
+from app.store.lane import Lane
+from app.store.ledger import Ledger
+
+
+@dataclass(slots=True)
+class Services:
+    """The services of one worker. ``lanes``: read, write and record, by name."""
+
+    region: str
+    secrets: CellSecrets
+    lanes: Mapping[str, Lane[Any]]
+    ledger: Ledger
+    auditing: Auditing
+    access: Access
+    control: ControlPlane
+    keyring: TenantKeyMaker
+    tenants: Tenants
+    api_keys: ApiKeys
+    audit_log: AuditLog
+    dialogue: Any = field(default=None)
