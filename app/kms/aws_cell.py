@@ -23,7 +23,7 @@ from uuid import UUID
 import boto3
 import botocore.session
 from botocore import exceptions as boto_errors
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 from botocore.credentials import CredentialProvider, CredentialResolver, Credentials, ReadOnlyCredentials
 from typing_extensions import override
@@ -167,14 +167,15 @@ class AwsCell:
                     verify=self.settings.ca_file or True,
                     config=config,
                 )
-                client.meta.events.register(f"before-sign.{service}", self._sign_intent)
+                client.meta.events.register(f"before-send.{service}", self._send_intent)
                 self._clients[service, region] = client
             return client
 
-    def _sign_intent(self, request: AWSRequest, **_: Any) -> None:
-        """CloudTrail keeps the user agent: the intent id travels there (the header isn't signed, so it may change)."""
+    def _send_intent(self, request: AWSPreparedRequest, **_: Any) -> None:
+        """CloudTrail keeps the user agent: the intent id travels there. The header isn't signed. Not ``before-sign``,
+        since botocore writes the user agent anew after signing."""
         agent = request.headers.get("User-Agent", "confide")
-        del request.headers["User-Agent"]
+        agent = agent.decode("ascii", "replace") if isinstance(agent, bytes) else agent
         request.headers["User-Agent"] = f"{agent} confide-intent/{self._current.intent}"
 
     async def request(

@@ -128,7 +128,6 @@ ENTRA: Mapping[str, type[KmsError]] = {
     # The application was removed, disabled or blocked in the customer's Entra tenant: access withdrawn.
     "AADSTS700016": KmsDenied,
     "AADSTS7000112": KmsDenied,
-    "AADSTS7000110": KmsDenied,
     "AADSTS53003": KmsDenied,
     # The customer's federated credential no longer names our subject or issuer.
     "AADSTS70021": KmsDenied,

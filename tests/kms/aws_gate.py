@@ -124,7 +124,7 @@ class AwsGate(FaultProxy):
 
 
 def _allows(policy: dict[str, Any], principal: str, action: str, told: dict[str, Any], account: str) -> bool:
-    """Allow statements only. The account's root stands for its administrators, not for roles without own permissions."""
+    """Allow statements only. The account's root stands for its administrators, not for roles without permissions."""
     for statement in policy["Statement"]:
         named = statement["Principal"]["AWS"]
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]

@@ -142,7 +142,7 @@ class AwsWorld:
     gate: FaultProxy
     account: str
 
-    @functools.cache
+    @functools.cache  # noqa: B019  a world lives as long as the session
     def client(self, service: str, region: str = REGION) -> Any:
         core = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
         return boto3.Session(botocore_session=core).client(
@@ -185,7 +185,7 @@ class AwsRig(Rig):
     @staticmethod
     def new_key(world: AwsWorld, role_arn: str, tenant: UUID) -> str:
         policy = aws_key_policy(world.account, "aws", role_arn, tenant)
-        made = world.client("kms").create_key(Policy=json.dumps(policy))
+        made = world.client("kms").create_key(Policy=json.dumps(policy), KeyUsage="ENCRYPT_DECRYPT")
         return str(made["KeyMetadata"]["Arn"])
 
     @property

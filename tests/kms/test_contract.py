@@ -83,7 +83,10 @@ async def test_tampered_truncated_and_foreign_ciphertexts_are_refused(rig: Rig) 
     needs(rig, "tamper")
     wrapped = await rig.provider().wrap(SecretKey.generate(), rig.context, uuid4())
     blob = wrapped.ciphertext
-    for bad in (flipped(blob), blob[:-1], blob + b"A", b"A" * len(blob)):
+    bads = [flipped(blob), blob[:-1], blob + b"A"]
+    if rig.name != "aws-moto":  # moto says AccessDenied where AWS says InvalidCiphertext
+        bads.append(b"A" * len(blob))
+    for bad in bads:
         with pytest.raises(KmsIntegrity):
             await rig.provider().unwrap(bad, wrapped.kek_version, rig.context, uuid4())
 
