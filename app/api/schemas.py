@@ -14,7 +14,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 _TEXT = "^[^\\x00-\\x1f\\x7f-\\x9f]*$"
-Name = Annotated[str, Meta(min_length=1, max_length=512, pattern=_TEXT, description="1 to 512 characters, no controls.")]
+Name = Annotated[
+    str, Meta(min_length=1, max_length=512, pattern=_TEXT, description="1 to 512 characters, no controls.")
+]
 Collection = Annotated[str, Meta(min_length=1, max_length=256, pattern=_TEXT)]
 Tag = Annotated[str, Meta(min_length=1, max_length=256, pattern=_TEXT)]
 Tags = Annotated[list[Tag], Meta(max_length=16)]
@@ -424,5 +426,3 @@ class BatchResult(Out):
 
 class BatchOut(Out):
     results: list[BatchResult]
-
-

@@ -116,6 +116,11 @@ class Auditing:
         facts = await self.control_facts(caller, trace, **more)
         await self.append(Record(caller.tenant, "access.denied", "denied", facts, reason))
 
+    async def looked_up(self, caller: Caller, purpose: Purpose | None, trace: Trace) -> None:
+        """A look-up that found nothing used the index key all the same."""
+        facts = await self.control_facts(caller, trace, purpose=purpose)
+        await self.append(Record(caller.tenant, "session.lookup", "allowed", facts))
+
     async def tampered(self, caller: Caller, trace: Trace, container: UUID) -> None:
         """Stored bytes were refused: an event in the tenant's log, and an alarm."""
         facts = await self.control_facts(caller, trace)

@@ -102,3 +102,8 @@ def from_base64(text: str, pointer: str) -> bytes:
 
 def to_base64(raw: bytes) -> str:
     return b64encode(raw).decode()
+
+
+def patch(raw: bytes | memoryview) -> Any:
+    """A merge patch, parsed. Raises as ``canonical`` does."""
+    return orjson.loads(canonical(raw))

@@ -68,8 +68,9 @@ class Dialogue:
 
     # ------------------------------------------------------------ reading
 
-    async def load(self, call: Call, parts: Sequence[Loading]) -> list[Opened | None]:
-        """What each part names, in one statement. The first must exist; of the others, what doesn't is None.
+    async def load(self, call: Call, parts: Sequence[Loading], *, all_optional: bool = False) -> list[Opened | None]:
+        """What each part names, in one statement. The first must exist, unless ``all_optional``; of the others, what
+        doesn't is None.
 
         Raises ``NotFound``, the keyring's errors, ``Tampered``, ``Unavailable``.
         """
@@ -86,7 +87,7 @@ class Dialogue:
 
         keys, results = await self._reading.read(call, plan)
         found = iter(zip(present, results, strict=True))
-        return [await self._opened(call, keys, next(found), first=i == 0) if place is not None else None
+        return [await self._opened(call, keys, next(found), first=i == 0 and not all_optional) if place is not None else None
                 for i, place in enumerate(places)]  # fmt: skip
 
     async def _opened(
@@ -135,6 +136,33 @@ class Dialogue:
             raise NotFound
         return opened.container
 
+    async def find_sessions(
+        self,
+        call: Call,
+        *,
+        external: str | None = None,
+        subject: str | None = None,
+        label: str | None = None,
+        after: UUID | None = None,
+        limit: int,
+    ) -> list[Container]:
+        """Sessions by exactly one of the three names, oldest first; none where the name is unknown."""
+        keys = await self._reading.keys(call.caller.tenant)
+        if external is not None:
+            found = await self._reading.look_up(keys, Kind.SESSION, None, external_tag(keys, Kind.SESSION, external))
+            ids = [found[0].id] if found is not None and not found[1] else []
+        elif subject is not None:
+            owner = await self._reading.look_up(keys, Kind.SUBJECT, None, external_tag(keys, Kind.SUBJECT, subject))
+            ids = await self._reading.find(keys, subject=owner[0].id, after=after, limit=limit) if owner else []
+        else:
+            ids = await self._reading.find(keys, label=label_tag(keys, label or ""), after=after, limit=limit)
+        if not ids:
+            await self._reading.auditing.looked_up(call.caller, call.purpose, call.trace)
+            return []
+        parts = [Loading(Where(Kind.SESSION, each), "session.lookup", names=True) for each in ids]
+        opened = await self.load(call, parts, all_optional=True)
+        return [each.container for each in opened if each is not None]
+
     # ------------------------------------------------------------ writing
 
     async def commit(self, call: Call, parts: Sequence[Changes]) -> list[Applied]:
@@ -150,6 +178,10 @@ class Dialogue:
         """Raises ``NotFound`` where nothing is stored."""
         delete = Delete(collection, key, if_version=if_version or NO_UUID)
         return (await self._writing.write(call, [Changes(where, "context.delete", deletes=[delete])]))[0]
+
+    async def ensure(self, call: Call, where: Where) -> UUID:
+        """The id of the container that ``where.external`` names, made if there is none."""
+        return await self._writing.ensure(call, where)
 
     async def subject_of(self, call: Call, session: Where) -> UUID:
         """The id of a session's subject. Raises ``InvalidRequest`` where the session has none."""

@@ -107,6 +107,18 @@ class Reading:
             keys.learn_external(kind, external, known.id)
         return known, bool(row["expired"])
 
+    async def find(
+        self,
+        keys: TenantKeys,
+        *,
+        subject: UUID | None = None,
+        label: UUID | None = None,
+        after: UUID | None,
+        limit: int,
+    ) -> list[UUID]:
+        """Ids of living sessions by subject's id or label's tag."""
+        return await self._pool.find_sessions(keys.tenant, subject, label, after, limit)
+
     async def open_objects(self, keys: TenantKeys, kind: Kind, result: TargetResult) -> list[Found]:
         """Newest first. One that doesn't authenticate refuses them all (``Tampered``): never skipped."""
         container = result.head["id"]

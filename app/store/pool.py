@@ -14,6 +14,7 @@ from app.store.connection import BROKEN, Connect
 
 log = logging.getLogger("confide.pool")
 
+FIND_SESSIONS = "SELECT id FROM confide.find_sessions($1, $2, $3, $4, $5, $6)"
 RESOLVE = "SELECT * FROM confide.resolve($1, $2, $3, $4, $5)"
 
 
@@ -51,6 +52,13 @@ class Pool:
     async def resolve(self, tenant: UUID, kind: str, container: UUID | None, external: UUID | None) -> list[Any]:
         """The container of that id or external tag, a row for each of its keys; none where there is no such one."""
         return await self.fetch(RESOLVE, "{" + str(tenant) + "}", tenant, kind, container, external)
+
+    async def find_sessions(
+        self, tenant: UUID, subject: UUID | None, label: UUID | None, after: UUID | None, limit: int
+    ) -> list[UUID]:
+        """Ids of living sessions by subject or label, from after ``after``, oldest first."""
+        rows = await self.fetch(FIND_SESSIONS, "{" + str(tenant) + "}", tenant, subject, label, after, limit)
+        return [row["id"] for row in rows]
 
     async def close(self) -> None:
         while self._idle:

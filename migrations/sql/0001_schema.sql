@@ -320,6 +320,8 @@ CREATE POLICY owner ON confide.tenant TO confide_owner USING (true);
 
 GRANT USAGE ON SCHEMA confide, confide_keys, confide_audit TO confide_service;
 GRANT SELECT ON confide.cell TO confide_service;
+GRANT USAGE ON SCHEMA confide_migrations TO confide_service;  -- a worker refuses to start on another revision
+GRANT SELECT ON ALL TABLES IN SCHEMA confide_migrations TO confide_service;
 GRANT SELECT, INSERT, UPDATE ON confide.tenant, confide.api_key, confide.enrolment, confide.job TO confide_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     confide.container, confide.container_label, confide.container_key, confide.context_object, confide.turn,

@@ -385,5 +385,23 @@ BEGIN
       AND ((p_id IS NOT NULL AND c.id = p_id) OR (p_external IS NOT NULL AND c.external_tag = p_external));
 END $$;
 
+-- Ids of living sessions by subject or label, in order of creation. Their names are opened by confide.read, with an event each.
+CREATE FUNCTION confide.find_sessions(p_tenants text, p_tenant uuid, p_subject uuid, p_label uuid, p_after uuid, p_limit int)
+RETURNS TABLE (id uuid) LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM set_config('confide.tenants', p_tenants, true);
+    RETURN QUERY
+    SELECT c.id FROM confide.container c
+    WHERE p_subject IS NOT NULL AND c.tenant_id = p_tenant AND c.subject_id = p_subject AND c.kind = 'session'
+      AND (c.expires_at > now()) IS NOT FALSE AND (p_after IS NULL OR c.id > p_after)
+    UNION ALL
+    SELECT c.id FROM confide.container_label l
+    JOIN confide.container c ON c.tenant_id = l.tenant_id AND c.id = l.container_id
+    WHERE p_label IS NOT NULL AND l.tenant_id = p_tenant AND l.label_tag = p_label AND c.kind = 'session'
+      AND (c.expires_at > now()) IS NOT FALSE AND (p_after IS NULL OR c.id > p_after)
+    ORDER BY id LIMIT p_limit;
+END $$;
+
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA confide, confide_audit FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA confide, confide_audit TO confide_service;
