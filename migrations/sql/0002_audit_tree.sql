@@ -1,0 +1,1 @@
+-- The sealed audit log: tables, tree, checkpoints, streams.

@@ -1,0 +1,1 @@
+-- Undoes 0002_audit_tree.sql.

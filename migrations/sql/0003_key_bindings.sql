@@ -1,0 +1,1 @@
+-- Customers' key bindings and what moves with them.

@@ -1,0 +1,1 @@
+-- Undoes 0003_key_bindings.sql.

@@ -1,0 +1,1 @@
+-- Residency, retention, erasure, incidents, evidence.

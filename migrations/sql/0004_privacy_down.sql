@@ -1,0 +1,1 @@
+-- Undoes 0004_privacy.sql.
