@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
@@ -95,3 +95,13 @@ async def _with_connection(url: str, work: Any) -> None:
             await connection.run_sync(work)
     finally:
         await engine.dispose()
+
+
+def run_script(name: str) -> None:
+    """Run a file of ``migrations/sql`` in the migration's transaction.
+
+    It goes to the driver itself: what goes through SQLAlchemy is prepared, one statement each.
+    """
+    op.execute("SELECT 1")  # the driver's adapter opens its transaction with the first statement
+    connection: Any = op.get_bind().connection.dbapi_connection
+    connection.run_async(lambda driver: driver.execute((MIGRATIONS / "sql" / name).read_text()))

@@ -1,1 +1,2 @@
 -- The sealed audit log: tables, tree, checkpoints, streams.
+SELECT 1;

@@ -1,1 +1,2 @@
 -- Undoes 0002_audit_tree.sql.
+SELECT 1;

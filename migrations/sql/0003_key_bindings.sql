@@ -1,1 +1,2 @@
 -- Customers' key bindings and what moves with them.
+SELECT 1;

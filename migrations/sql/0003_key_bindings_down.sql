@@ -1,1 +1,2 @@
 -- Undoes 0003_key_bindings.sql.
+SELECT 1;

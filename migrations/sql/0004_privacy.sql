@@ -1,1 +1,2 @@
 -- Residency, retention, erasure, incidents, evidence.
+SELECT 1;

@@ -1,1 +1,2 @@
 -- Undoes 0004_privacy.sql.
+SELECT 1;
