@@ -58,7 +58,7 @@ class AzureIdentity:
     subject: str | None
 
 
-class ChallengeRefused(Exception):  # noqa: N818  the vault's answer, not a failure of ours
+class ChallengeRefused(Exception):
     """The vault's challenge names another Entra tenant than the one that was registered."""
 
 

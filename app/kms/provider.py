@@ -1,4 +1,4 @@
-# ruff: noqa: N818  the classes are named for what the customer's side said, in the words of docs/kms-errors.md
+
 """What Confide asks of a key management service, and what it may answer.
 
 A provider wraps and unwraps 32-byte halves of tenant root keys under one key-encryption key (KEK). It never decides

@@ -37,7 +37,7 @@ def unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-class Refusal(Exception):  # noqa: N818  an answer
+class Refusal(Exception):
     def __init__(self, status: int, code: str, inner: str | None = None, message: str = "") -> None:
         super().__init__(code)
         error: dict[str, Any] = {"code": code, "message": message or code}
