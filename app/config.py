@@ -168,7 +168,7 @@ class Settings:
     drain_seconds: int = setting("CONFIDE_DRAIN_SECONDS", _whole(0, 600), 20)
 
     kms_provider: str = setting("CONFIDE_KMS_PROVIDER", _text("[a-z-]{2,32}", "the name of a key provider"), "")
-    local_key_file: Path | None = setting("CONFIDE_LOCAL_KEY_FILE", _path, None)
+    local_key_dir: Path | None = setting("CONFIDE_LOCAL_KEY_DIR", _path, None)
 
     @property
     def dev(self) -> bool:
@@ -216,7 +216,7 @@ def _with_defaults(settings: Settings) -> Settings:
             settings,
             region=settings.region or "local",
             kms_provider=settings.kms_provider or "local",
-            local_key_file=settings.local_key_file or settings.state_dir / "local.key",
+            local_key_dir=settings.local_key_dir or settings.state_dir / "keys",
         )
     faults = unsafe(settings)
     if faults:

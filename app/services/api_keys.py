@@ -113,6 +113,13 @@ class ApiKeys:
         async with self._control.look(caller, trace) as tx:
             return await rows.page(tx, caller.tenant, before, limit + 1)
 
+    async def bootstrap(self, name: str) -> Issued:
+        """An operator's key from the cell itself: the first one has nobody to issue it. An event in the cell's log."""
+        async with self._control.local(NO_UUID, "api-key.create") as act:
+            issued = await self.issue(act.tx, NO_UUID, self.settle(Wanted(name, Role.OPERATOR)), new_id())
+            act.detail |= {"key": str(issued.row["id"]), "role": Role.OPERATOR.value}
+        return issued
+
     def settle(self, wanted: Wanted) -> Wanted:
         """Fill in the role's scopes and purposes. Raises InvalidRequest for what the role can't have."""
         scopes = ROLE_SCOPES[wanted.role] if wanted.scopes is None else wanted.scopes

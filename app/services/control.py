@@ -85,6 +85,14 @@ class ControlPlane:
             raise
 
     @asynccontextmanager
+    async def local(self, tenant: UUID, action: str) -> AsyncIterator[Act]:
+        """An act of whoever holds the cell's database login and secret: the command line on the cell. It names no caller."""
+        async with self._ledger.transaction(tenant) as tx:
+            act = Act(tx, {"by": "cell"})
+            yield act
+            tx.event(tenant, action, with_detail("{}", act.detail))
+
+    @asynccontextmanager
     async def look(self, caller: Caller, trace: Trace, *others: UUID) -> AsyncIterator[Transaction]:
         """A transaction that only reads the control plane's own rows: checked like ``act``, an event only if denied."""
         try:
@@ -109,7 +117,8 @@ async def check(tx: Transaction, caller: Caller) -> None:
 
 
 def with_detail(facts: str, detail: dict[str, Any]) -> str:
-    """``facts`` (a JSON object that isn't empty) with a ``detail`` member."""
+    """``facts`` (a JSON object) with a ``detail`` member."""
     if not detail:
         return facts
-    return f'{facts[:-1]},"detail":{orjson.dumps(detail, option=orjson.OPT_SORT_KEYS).decode()}}}'
+    comma = "" if facts == "{}" else ","
+    return f'{facts[:-1]}{comma}"detail":{orjson.dumps(detail, option=orjson.OPT_SORT_KEYS).decode()}}}'

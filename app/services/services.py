@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from app.services.access import Access
 from app.services.api_keys import ApiKeys
 from app.services.audit_log import AuditLog
 from app.services.auditing import Auditing
+from app.services.branching import Branching
 from app.services.cell_secrets import CellSecrets
 from app.services.control import ControlPlane
-from app.services.tenants import TenantKeyMaker, Tenants
+from app.services.dialogue import Dialogue
+from app.services.keyring import Keyring
+from app.services.tenants import Tenants
 from app.store.lane import Lane
 from app.store.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest bodies in bytes: a small document, an envelope of many objects, one object."""
+
+    json: int
+    envelope: int
+    object: int
 
 
 @dataclass(slots=True)
@@ -22,14 +34,16 @@ class Services:
     """The services of one worker. ``lanes``: read, write and record, by name."""
 
     region: str
+    limits: Limits
     secrets: CellSecrets
     lanes: Mapping[str, Lane[Any]]
     ledger: Ledger
     auditing: Auditing
     access: Access
     control: ControlPlane
-    keyring: TenantKeyMaker
+    keyring: Keyring
+    dialogue: Dialogue
+    branching: Branching
     tenants: Tenants
     api_keys: ApiKeys
     audit_log: AuditLog
-    dialogue: Any = field(default=None)

@@ -31,7 +31,7 @@ class Standing:
 
 
 _STANDING: Final = """
-SELECT to_regclass('confide_migrations.schema_version') IS NOT NULL AS migrated,
+SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'confide_service') AS migrated,
        coalesce((SELECT r.rolsuper OR r.rolbypassrls FROM pg_roles r WHERE r.rolname = session_user), true)
        OR (EXISTS (SELECT FROM pg_roles WHERE rolname = 'confide_owner')
            AND pg_has_role(session_user, 'confide_owner', 'MEMBER')) AS privileged
@@ -55,6 +55,8 @@ async def standing(url: str) -> Standing:
         if not seen["migrated"]:
             return Standing(None, None, seen["privileged"])
         await connection.execute("SET ROLE confide_service")
+        if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'confide')"):
+            return Standing(None, None, seen["privileged"])  # another database of this server has the roles
         revision = await connection.fetchval("SELECT version_num FROM confide_migrations.schema_version")
         region = await connection.fetchval(REGION) if revision is not None else None
         return Standing(revision, region, seen["privileged"])

@@ -1,0 +1,360 @@
+"""The composition root: settings in, an ASGI application and its services out.
+
+    build(settings)       everything of one worker, not yet connected
+    serving(parts)        connected, checked, its background tasks running; drained and closed at the end
+    application()         what each worker process of the server calls
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from app import __version__
+from app.api import api_keys, audit, batch, containers, context, enrolment, load_commit, tenants, turns
+from app.api.dispatch import Api, ApiSettings
+from app.api.docs_page import docs_routes
+from app.api.health import health_routes
+from app.api.table import BodyLimits, Route
+from app.config import CLIENT_VARIABLES, ConfigError, Settings, load
+from app.errors import ConfideError, Unavailable
+from app.kms.binding import LocalBinding
+from app.kms.registry import KmsSettings, ProviderRegistry
+from app.observability.logs import RequestLog, configure
+from app.observability.metrics import Metrics
+from app.services.access import Access
+from app.services.api_keys import ApiKeys
+from app.services.audit_log import AuditLog
+from app.services.auditing import Auditing
+from app.services.branching import Branching
+from app.services.cell_secrets import CellSecrets
+from app.services.control import ControlPlane
+from app.services.denials import Denials
+from app.services.dialogue import Dialogue
+from app.services.keyring import Keyring
+from app.services.kms_calls import KmsCalls
+from app.services.providers import Providers
+from app.services.rate import Rates
+from app.services.reading import Reading
+from app.services.services import Limits, Services
+from app.services.tenants import Tenants
+from app.services.writing import Writing
+from app.store.api_keys import KeyRows
+from app.store.cell import MAKE_PARTITIONS, CellError, standing
+from app.store.connection import Connect, connector
+from app.store.keys import KeyStore
+from app.store.lane import Lane, LaneLimits
+from app.store.ledger import Ledger
+from app.store.pool import Pool
+from app.store.statements import (
+    READ,
+    RECORD,
+    WRITE,
+    Read,
+    Record,
+    Write,
+    decode,
+    encode_read,
+    encode_record,
+    encode_write,
+)
+
+__all__ = [  # the command line has its settings from here: it may not read them itself
+    "CLIENT_VARIABLES",
+    "ConfigError",
+    "Parts",
+    "Settings",
+    "application",
+    "assemble",
+    "build",
+    "load",
+    "preflight",
+    "private_dir",
+    "serving",
+]
+
+log = logging.getLogger("confide.main")
+
+RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, audit)
+"""Each module declares its ``ROUTES``."""
+
+PARTITION_SECONDS: Final = 3600.0
+SECRET_FILE: Final = "cell.secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One worker's services and what must be started and closed around them."""
+
+    settings: Settings
+    services: Services
+    metrics: Metrics
+    rows: KeyRows
+    pool: Pool
+    registry: ProviderRegistry
+    denials: Denials
+
+
+# ---------------------------------------------------------------- making
+
+
+def build(settings: Settings) -> tuple[Api, Services]:
+    """The application and its services. They connect when the server starts the application's lifespan."""
+    parts = assemble(settings)
+    return api_of(parts), parts.services
+
+
+def assemble(settings: Settings) -> Parts:
+    """Everything of a worker, unconnected. Raises ConfigError."""
+    connect = _connect(settings)
+    metrics = Metrics()
+    lanes = _lanes(connect, settings, metrics)
+    ledger, rows, pool = Ledger(connect), KeyRows(connect), Pool(connect)
+    secrets = CellSecrets.derive(cell_secret(settings))
+    auditing = Auditing(settings.region, lanes["record"], ledger)
+    denials = Denials(auditing)
+    access = Access(
+        env=settings.env,
+        region=settings.region,
+        cells=settings.cells,
+        pepper=secrets.pepper,
+        rows=rows,
+        rates=Rates(settings.rate_per_second),
+        denials=denials,
+    )
+    registry = ProviderRegistry(kms_settings(settings))
+
+    def called(provider: str, operation: str, outcome: str, seconds: float) -> None:
+        metrics.kms_seconds.observe(seconds, (provider, operation, outcome))
+
+    calls = KmsCalls(settings.region, auditing, called)
+    keyring = Keyring(settings.region, KeyStore(ledger), calls, Providers(registry))
+    reading = Reading(settings.region, keyring, lanes["read"], pool, auditing)
+    control = ControlPlane(ledger, auditing, access)
+    keys = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
+    dialogue = Dialogue(reading, Writing(reading, lanes["write"]), lanes["write"])
+    services = Services(
+        region=settings.region,
+        limits=Limits(settings.max_json_bytes, settings.max_envelope_bytes, settings.max_object_bytes),
+        secrets=secrets,
+        lanes=lanes,
+        ledger=ledger,
+        auditing=auditing,
+        access=access,
+        control=control,
+        keyring=keyring,
+        dialogue=dialogue,
+        branching=Branching(dialogue),
+        tenants=Tenants(
+            env=settings.env,
+            region=settings.region,
+            pepper=secrets.pepper,
+            ledger=ledger,
+            auditing=auditing,
+            access=access,
+            control=control,
+            keys=keys,
+            maker=keyring,
+        ),
+        api_keys=keys,
+        audit_log=AuditLog(settings.region, control),
+    )
+    return Parts(settings, services, metrics, rows, pool, registry, denials)
+
+
+def routes_of(parts: Parts) -> tuple[Route, ...]:
+    """The whole route table, its own documentation included."""
+
+    async def ready() -> None:
+        await parts.pool.fetch("SELECT 1")
+
+    routes = tuple(route for resource in RESOURCES for route in resource.ROUTES)
+    routes += health_routes(ready, parts.metrics)
+    return routes + docs_routes(routes, version=__version__)
+
+
+def api_of(parts: Parts) -> Api:
+    """The ASGI application around ``parts``."""
+    settings = parts.settings
+    if settings.workers > 1:
+        parts.metrics.attach(settings.state_dir / "metrics")
+    return Api(
+        routes_of(parts),
+        parts.services,
+        parts.services.access,
+        settings=ApiSettings(
+            BodyLimits(settings.max_json_bytes, settings.max_envelope_bytes, settings.max_object_bytes),
+            settings.trusted_proxies,
+        ),
+        metrics=parts.metrics,
+        request_log=RequestLog(settings.log_share),
+        lifespans=(lambda: serving(parts),),
+    )
+
+
+def kms_settings(settings: Settings) -> KmsSettings:
+    folder = private_dir(settings.local_key_dir or settings.state_dir / "keys")
+    return KmsSettings(settings.region, LocalBinding("vendor"), dev=settings.dev, local_folder=folder)
+
+
+def _connect(settings: Settings) -> Connect:
+    if settings.database_url is None:
+        raise ConfigError("CONFIDE_DATABASE_URL is not set")
+    return connector(settings.database_url)
+
+
+def _lanes(connect: Connect, settings: Settings, metrics: Metrics) -> dict[str, Lane[Any]]:
+    limits = LaneLimits(
+        settings.lane_items, settings.lane_bytes, settings.lane_waiting, settings.lane_reconnect_seconds
+    )
+
+    def observe(name: str, size: int) -> None:
+        metrics.batch_items.observe(size, (name,))
+        metrics.audit_commits.inc(("committed",))
+        metrics.audit_events.inc(("committed",), size)
+
+    read: Lane[Read] = Lane("read", connect, READ, encode_read, decode, limits, observe=observe, changes=False)
+    write: Lane[Write] = Lane("write", connect, WRITE, encode_write, decode, limits, observe=observe)
+    record: Lane[Record] = Lane("record", connect, RECORD, encode_record, _no_results, limits, observe=observe)
+    return {"read": read, "write": write, "record": record}
+
+
+def _no_results(batch: Any, _rows: Any) -> list[None]:
+    return [None] * len(batch)
+
+
+def cell_secret(settings: Settings) -> bytes:
+    """The cell's secret; in development one that is made in the state directory. Raises ConfigError."""
+    if settings.cell_secret is not None:
+        return settings.cell_secret
+    if not settings.dev:
+        raise ConfigError("CONFIDE_CELL_SECRET is not set")
+    path = private_dir(settings.state_dir) / SECRET_FILE
+    with suppress(FileExistsError):
+        _write_once(path, os.urandom(32).hex() + "\n")
+    try:
+        return bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError):
+        raise ConfigError(f"{path} can't be read or doesn't hold 32 bytes in hexadecimal") from None
+
+
+def private_dir(path: Path) -> Path:
+    """The folder, made for this user alone if there is none. Raises ConfigError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        raise ConfigError(f"{path} can't be made: CONFIDE_STATE_DIR must name a folder that may be written") from None
+    return path
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Whole, or not at all, and never over another worker's. Raises FileExistsError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+        os.link(draft, path)
+    finally:
+        os.close(descriptor)
+        draft.unlink()
+
+
+# ---------------------------------------------------------------- running
+
+
+async def preflight(settings: Settings, revision: str | None = None) -> None:
+    """Whether this database may be served from. Raises CellError with what to do. ``revision``: the one it must have."""
+    found = await standing(settings.database_url or "")
+    if found.revision is None:
+        raise CellError("The database has no schema yet: run `confide migrate`.")
+    if revision is not None and found.revision != revision:
+        raise CellError(
+            f"The database stands at revision {found.revision}, this program needs {revision}: run `confide migrate`."
+        )
+    if found.region is None:
+        raise CellError("The database doesn't say which region it is: run `confide migrate` with CONFIDE_REGION.")
+    if found.region != settings.region:
+        raise CellError(f"The database is the cell of region {found.region}, but CONFIDE_REGION is {settings.region}.")
+    if found.privileged and not settings.dev:
+        raise CellError(
+            "The login of CONFIDE_DATABASE_URL is a superuser or the tables' owner, so that row-level security and the"
+            " audit's write protection don't hold it: use a login that is only a member of confide_service."
+        )
+
+
+@asynccontextmanager
+async def serving(parts: Parts) -> AsyncIterator[None]:
+    """Connect, check and start; at the end finish what waits and close. Raises CellError, Unavailable."""
+    await preflight(parts.settings)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(parts.registry.close)
+        stack.push_async_callback(parts.services.ledger.close)
+        stack.push_async_callback(parts.pool.close)
+        stack.push_async_callback(parts.rows.close)
+        for lane in parts.services.lanes.values():
+            await lane.start()
+            stack.push_async_callback(lane.close)
+        stack.push_async_callback(parts.services.keyring.close)
+        await make_partitions(parts.services.ledger)
+        parts.denials.start()
+        stack.push_async_callback(parts.denials.close)
+        parts.services.access.start()
+        stack.push_async_callback(parts.services.access.close)
+        task = asyncio.create_task(_keep_partitions(parts.services.ledger), name="partitions")
+        stack.push_async_callback(_cancel, task)
+        yield
+        log.info("draining", extra={"fields": {"waiting": sum(n.waiting for n in parts.services.lanes.values())}})
+
+
+async def make_partitions(ledger: Ledger) -> None:
+    """The journal's partitions of today and tomorrow, where they are not there yet."""
+    async with ledger.transaction() as tx:
+        await tx.connection.execute(MAKE_PARTITIONS)
+
+
+async def _keep_partitions(ledger: Ledger) -> None:
+    """Every hour; the default partition would catch what no partition was made for."""
+    while True:
+        await asyncio.sleep(PARTITION_SECONDS)
+        try:
+            await make_partitions(ledger)
+        except ConfideError as error:
+            log.error("no partition could be made", extra={"fields": {"error": type(error).__name__}})
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def application() -> Api:
+    """One worker process: settings from the environment that it inherited."""
+    settings = load(os.environ)
+    configure(settings.log_level)
+    _die_with_parent()
+    api, _ = build(settings)
+    return api
+
+
+def _die_with_parent() -> None:
+    """A worker whose manager was killed would go on serving a port that nobody manages: it drains and ends."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
