@@ -17,6 +17,8 @@ from app.cli.replay_dialogues import Dialogue, Exchange, canonical
 COLLECTION: Final = "state"
 LAST_TURNS: Final = 6
 """How many turns a runtime wants to see before it answers: its prompt's short-term memory."""
+PAGE: Final = 10
+"""Turns in a page of reading back: few, so that most dialogues take several."""
 _ABSENT: Final = "the session is absent"
 _MOVED: Final = "the session's commit number is another one"
 
@@ -152,7 +154,7 @@ class Player:
         more = True
         while more:
             after = turns[-1].number if turns else 0
-            call = Call("read_turns", "GET", f"/v1/sessions/{session}/turns?after={after}")
+            call = Call("read_turns", "GET", f"/v1/sessions/{session}/turns?after={after}&limit={PAGE}")
             answer = await self._client.call(call)
             if answer.status == 404:
                 raise MismatchError(_ABSENT)

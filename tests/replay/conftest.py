@@ -29,7 +29,7 @@ PAGE = 5
 SHARED = Path(os.environ.get("CONFIDE_SGD") or Path(__file__).parents[3] / "shared" / "data" / "sgd")
 
 
-class Problem(Exception):  # noqa: N818
+class Problem(Exception):
     def __init__(self, status: int, slug: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(slug)
         self.status, self.slug, self.headers = status, slug, headers
@@ -152,9 +152,10 @@ class FakeService:
         session = self.sessions.get(UUID(scope["path"].split("/")[3]))
         if session is None:
             raise Problem(404, "not-found")
-        after = int(parse_qs(scope["query_string"].decode())["after"][0])
+        query = parse_qs(scope["query_string"].decode())
+        after, page = int(query["after"][0]), min(int(query["limit"][0]), PAGE)
         rest = [turn for turn in session.turns if turn.number > after]
-        return schemas.TurnsOut(rest[:PAGE], len(rest) > PAGE)
+        return schemas.TurnsOut(rest[:page], len(rest) > page)
 
 
 class Served:
