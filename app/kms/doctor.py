@@ -23,6 +23,23 @@ from app.kms.registry import ProviderRegistry
 
 T = TypeVar("T")
 PROOF_TAG = "confide-binding"
+CHECKS = (
+    "key-reachable",
+    "key-not-alias",
+    "key-kind",
+    "key-enabled",
+    "region-allowed",
+    "deletion-not-scheduled",
+    "expiry-not-near",
+    "proof-of-control",
+    "wrap-and-unwrap",
+    "foreign-context-refused",
+    "latency",
+    "role-needs-external-id",
+    "role-refuses-wrong-external-id",
+)
+MAY = frozenset({"expiry-not-near", "latency"})
+"""The checks that only warn; all others are must-checks."""
 EXPIRY_NEAR_SECONDS = 30 * 86_400.0
 SLOW_MS = 500.0
 
@@ -76,7 +93,8 @@ async def examine(patient: Patient, registry: ProviderRegistry, audited: Audited
     try:
         provider = registry.provider(binding)
     except KmsError as error:
-        return [Check("key-reachable", True, Outcome.FAIL, *advice(error, binding))]
+        failed = Check("key-reachable", True, Outcome.FAIL, *advice(error, binding))
+        return [failed] + [_unseen(name, must=name not in MAY) for name in CHECKS[1:]]
     described, reachable = await _describe(provider, binding, audited)
     checks = [reachable, _not_an_alias(described, binding)]
     checks += [look(described, patient) for look in (_kind, _enabled, _region, _deletion, _expiry)]

@@ -1,4 +1,3 @@
-
 """What Confide asks of a key management service, and what it may answer.
 
 A provider wraps and unwraps 32-byte halves of tenant root keys under one key-encryption key (KEK). It never decides

@@ -29,7 +29,7 @@ from app.kms.onboarding import aws_key_policy, aws_trust_policy, transit_policy
 from app.kms.provider import KeyProvider, WrapContext
 from app.kms.registry import KmsSettings, ProviderRegistry
 from app.kms.transit import TokenAuth, TransitEndpoint
-from tests.kms.aws_gate import VENDOR_KEY
+from tests.kms.aws_gate import VENDOR_KEY, AwsGate
 from tests.kms.fake_azure import Application, FakeAzure, Key, Vault
 from tests.kms.servers import Authority, Fault, FaultProxy
 
@@ -95,6 +95,10 @@ class Rig:
     def intents(self) -> list[str]:
         """Intent ids as the provider's own log has them."""
         return []
+
+    def arrived(self) -> list[str]:
+        """Intent ids of all requests that reached the provider, refused ones too."""
+        return self.intents()
 
     async def close(self) -> None:
         await self.registry.close()
@@ -239,6 +243,10 @@ class AwsRig(Rig):
 class MinistackRig(AwsRig):
     name = "aws-ministack"
     lies = frozenset({"tamper", "wrong-key"})
+
+    def arrived(self) -> list[str]:
+        assert isinstance(self.world.gate, AwsGate)
+        return [agent.rpartition("confide-intent/")[2] for _, agent, _ in self.world.gate.seen]
 
 
 class MotoRig(AwsRig):
