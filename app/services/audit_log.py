@@ -23,11 +23,8 @@ def event_of(row: Any, region: str) -> dict[str, Any]:
     What the statement knew stands in columns and wins over what the worker knew, ``facts``. Fields that say nothing are
     left out, as the format has no null.
     """
-    event: dict[str, Any] = (
-        {name: value for name, value in orjson.loads(row["facts"]).items() if value not in {"", None}}
-        if row["facts"]
-        else {}
-    )
+    known = orjson.loads(row["facts"])
+    event: dict[str, Any] = {name: value for name, value in known.items() if value is not None and value != ""}
     event |= {
         "v": VERSION,
         "id": str(row["id"]),
