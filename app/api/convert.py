@@ -153,7 +153,7 @@ def selects_in(selectors: Sequence[SelectorIn] | None, pointer: str) -> list[Sel
     for index, each in enumerate(selectors or ()):
         if each.key is not None and (each.collection is None or each.tag is not None or each.newest is not None):
             raise InvalidRequest("A key goes with its collection and nothing else.", f"{pointer}/{index}")
-        selects.append(Select(each.collection, each.key, each.tag, each.newest or 1000))
+        selects.append(Select(each.collection, each.key, each.tag, each.newest))
     return selects
 
 

@@ -107,12 +107,12 @@ class Changes:
 
 @dataclass(slots=True)
 class Select:
-    """Part of a container's objects. Without a ``key``: the newest ``limit``, below ``before``."""
+    """Part of a container's objects. Without a ``key``: the newest ``limit`` (None: as many as fit), below ``before``."""
 
     collection: str | None = None
     key: str | None = None
     tag: str | None = None
-    limit: int = 1000
+    limit: int | None = None
     before: UUID | None = None
 
 

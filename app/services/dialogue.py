@@ -45,6 +45,9 @@ from app.store.statements import (
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """A page or a container's part of a load ends once it holds so much; at least one object is in it."""
 
+MOST_OBJECTS: Final = 1000
+"""Objects of one selector, where the caller sets no limit of its own."""
+
 
 @dataclass(slots=True)
 class Loading:
@@ -100,7 +103,7 @@ class Dialogue:
             keys.forget(place)
         kind = Kind.SUBJECT if part.hop else part.where.kind
         opened = await self._reading.open_result(call, keys, kind, result)
-        opened.truncated = sum(len(each.body) for each in opened.objects) > PAGE_BYTES
+        opened.truncated = _cut(part, opened)
         return opened
 
     async def _place(self, keys: TenantKeys, part: Loading) -> UUID | None:
@@ -310,9 +313,17 @@ def _selector(keys: TenantKeys, container: UUID, select: Select) -> Selector:
         collection_tag(keys, container, select.collection) if select.collection is not None else None,
         object_tag(keys, container, select.tag) if select.tag is not None else None,
         version=select.before,
-        limit=select.limit,
+        limit=MOST_OBJECTS if select.limit is None else select.limit,
         bytes=PAGE_BYTES,
     )
+
+
+def _cut(part: Loading, opened: Opened) -> bool:
+    """Whether there may be more of what was asked for than one answer holds."""
+    if any(select.limit is None for select in part.selects) and len(opened.objects) >= MOST_OBJECTS:
+        return True
+    objects = sum(len(each.body) for each in opened.objects)
+    return objects > PAGE_BYTES or sum(len(each.body) for each in opened.turns) > PAGE_BYTES
 
 
 def _turn_selector(turns: TurnRange) -> Selector:

@@ -50,7 +50,7 @@ def refusal(status: str, head: Any) -> ConfideError:
         return PreconditionFailed(current=current)
     if status == "commit":
         return PreconditionFailed(
-            f"The commit number is {head['commit_number']} now. Load again, decide again, and send that number."
+            f"The commit number is {head['commit_number'] or 0} now. Load again, decide again, and send that number."
         )
     make = _ERRORS.get(status)
     return make() if make is not None else Unavailable()

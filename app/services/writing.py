@@ -481,6 +481,6 @@ def _failed_head(drafts: Sequence[Draft], results: Sequence[TargetResult]) -> An
     """The target that a refusal is about: for a commit number, the one that has another."""
     for draft, result in zip(drafts, results, strict=True):
         expected = draft.changes.expected_commit
-        if expected is not None and result.head["commit_number"] != expected:
+        if expected is not None and (result.head["commit_number"] or 0) != expected:
             return result.head
     return results[0].head

@@ -62,6 +62,7 @@ BEGIN
                         WHEN t.require_preconditions AND NOT r_guarded[a.request] THEN 'guard'
                         WHEN a.make IS NOT NULL AND x.id IS NOT NULL AND x.expires_at <= now() THEN 'gone'
                         WHEN a.make IS NOT NULL AND x.id IS NOT NULL THEN 'exists'
+                        WHEN a.make IS NOT NULL AND a.expected <> 0 THEN 'commit'
                         WHEN a.make IS NOT NULL THEN 'ok'
                         WHEN c.id IS NULL OR c.kind <> a.kind THEN 'absent'
                         WHEN c.expires_at <= now() AND a.action <> 'retention.expire' THEN 'absent'
