@@ -17,7 +17,9 @@ from app.config import ConfigError
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options. Secrets have none: they come from the environment or from files."""
-    top = argparse.ArgumentParser(prog="confide", description="A multi-tenant, sealed and audited store for dialogue context.")
+    top = argparse.ArgumentParser(
+        prog="confide", description="A multi-tenant, sealed and audited store for dialogue context."
+    )
     top.add_argument("--version", action="version", version=f"confide {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     serve.add_parser(commands, start_postgres)

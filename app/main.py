@@ -1,8 +1,8 @@
 """The composition root: settings in, an ASGI application and its services out.
 
-    build(settings)       everything of one worker, not yet connected
-    serving(parts)        connected, checked, its background tasks running; drained and closed at the end
-    application()         what each worker process of the server calls
+build(settings)       everything of one worker, not yet connected
+serving(parts)        connected, checked, its background tasks running; drained and closed at the end
+application()         what each worker process of the server calls
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +26,7 @@ from app.api.docs_page import docs_routes
 from app.api.health import health_routes
 from app.api.table import BodyLimits, Route
 from app.config import CLIENT_VARIABLES, ConfigError, Settings, load
-from app.errors import ConfideError, Unavailable
-from app.kms.binding import LocalBinding
+from app.errors import ConfideError
 from app.kms.registry import KmsSettings, ProviderRegistry
 from app.observability.logs import RequestLog, configure
 from app.observability.metrics import Metrics
@@ -89,7 +87,7 @@ RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enr
 """Each module declares its ``ROUTES``."""
 
 PARTITION_SECONDS: Final = 3600.0
-SECRET_FILE: Final = "cell.secret"
+SECRET_FILE: Final = "cell.secret"  # noqa: S105  a file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +201,13 @@ def api_of(parts: Parts) -> Api:
 
 
 def kms_settings(settings: Settings) -> KmsSettings:
-    folder = private_dir(settings.local_key_dir or settings.state_dir / "keys")
-    return KmsSettings(settings.region, LocalBinding("vendor"), dev=settings.dev, local_folder=folder)
+    """Raises ConfigError where two settings contradict each other."""
+    if settings.kms.local_key_dir is not None:
+        private_dir(settings.kms.local_key_dir)
+    try:
+        return settings.kms.settings(settings.region, dev=settings.dev)
+    except (ValueError, ConfideError) as error:
+        raise ConfigError(f"the CONFIDE_* settings of the key management service: {error}") from None
 
 
 def _connect(settings: Settings) -> Connect:
@@ -274,7 +277,7 @@ def _write_once(path: Path, text: str) -> None:
 
 
 async def preflight(settings: Settings, revision: str | None = None) -> None:
-    """Whether this database may be served from. Raises CellError with what to do. ``revision``: the one it must have."""
+    """Whether this database may be served from. ``revision``: the one it must have. Raises CellError."""
     found = await standing(settings.database_url or "")
     if found.revision is None:
         raise CellError("The database has no schema yet: run `confide migrate`.")

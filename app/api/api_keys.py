@@ -50,7 +50,9 @@ def _networks(texts: list[str]) -> tuple[str, ...]:
     try:
         return tuple(sorted({str(ip_network(text)) for text in texts}))
     except ValueError:
-        raise InvalidRequest("Each source is an IPv4 or IPv6 address or network, such as 10.1.0.0/16.", "/sources") from None
+        raise InvalidRequest(
+            "Each source is an IPv4 or IPv6 address or network, such as 10.1.0.0/16.", "/sources"
+        ) from None
 
 
 def _issued(issued: Issued, base: bytes) -> Answer:
@@ -88,7 +90,9 @@ async def rotate(services: Services, request: Request, body: RotateIn) -> Answer
 
 
 async def revoke(services: Services, request: Request, _body: None) -> Answer:
-    return json_answer(ApiKeyOut.of(await services.api_keys.revoke(request.caller, request.path_id(), trace_of(request))))
+    return json_answer(
+        ApiKeyOut.of(await services.api_keys.revoke(request.caller, request.path_id(), trace_of(request)))
+    )
 
 
 _KEY: Final = {200: ResponseDoc("The key, without its secret.", ApiKeyOut)}

@@ -62,14 +62,16 @@ ROUTES: Final = (
         {200: ResponseDoc("A page of events.", EventsOut)},
         scope=Scope.AUDIT_READ,
         description=(
-            "An event's time is that of its authorisation, so one may show up beside or before a page that was read just"
-            " before. Who must miss nothing, checks that each writer's numbers (`seq`) have no gap."
+            "An event's time is that of its authorisation, so one may show up beside or before a page that was read"
+            " just before. Who must miss nothing, checks that each writer's numbers (`seq`) have no gap."
         ),
         tags=("audit",),
         query=(
             QueryParam("from", Aware, "Events at this time or later (RFC 3339)."),
             QueryParam("to", Aware, "Events before this time (RFC 3339)."),
-            QueryParam("action", Annotated[str, Meta(pattern="^[a-z][a-z.-]{0,63}$")], "One action, e.g. context.load."),
+            QueryParam(
+                "action", Annotated[str, Meta(pattern="^[a-z][a-z.-]{0,63}$")], "One action, e.g. context.load."
+            ),
             QueryParam("outcome", Literal["allowed", "denied", "failed"], "One outcome."),
             QueryParam("principal", UUID, "One caller."),
             QueryParam("container", UUID, "One container."),

@@ -20,7 +20,8 @@ Lifetime = Annotated[int, Meta(ge=1, le=315360000, description="Seconds.")]
 Rate = Annotated[int, Meta(ge=1, le=1000000, description="Requests a second, for each worker of the cell.")]
 Aware = Annotated[datetime, Meta(tz=True)]
 Cidr = Annotated[
-    str, Meta(min_length=2, max_length=43, pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", description="An address or network.")
+    str,
+    Meta(min_length=2, max_length=43, pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", description="An address or network."),
 ]
 Limit = Annotated[int, Meta(ge=1, le=200)]
 

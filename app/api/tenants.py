@@ -54,11 +54,15 @@ async def get(services: Services, request: Request, _body: None) -> Answer:
 
 
 async def suspend(services: Services, request: Request, _body: None) -> Answer:
-    return json_answer(TenantOut.of(await services.tenants.suspend(request.caller, request.path_id(), trace_of(request))))
+    return json_answer(
+        TenantOut.of(await services.tenants.suspend(request.caller, request.path_id(), trace_of(request)))
+    )
 
 
 async def resume(services: Services, request: Request, _body: None) -> Answer:
-    return json_answer(TenantOut.of(await services.tenants.resume(request.caller, request.path_id(), trace_of(request))))
+    return json_answer(
+        TenantOut.of(await services.tenants.resume(request.caller, request.path_id(), trace_of(request)))
+    )
 
 
 async def own(services: Services, request: Request, _body: None) -> Answer:

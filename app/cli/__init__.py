@@ -1,1 +1,1 @@
-"""The commands of the program ``confide``. Each module adds its parser and runs its command; none prints a traceback."""
+"""The commands of ``confide``. Each module adds its parser and runs its command; none prints a traceback."""

@@ -63,7 +63,9 @@ def _add_api_key(parser: Parser) -> None:
     _add_paging(_command(commands, "list", "list the tenant's API keys", _list_keys))
     rotate = _command(commands, "rotate", "issue a key's successor", _rotate_key)
     rotate.add_argument("id", help="the key's id")
-    rotate.add_argument("--overlap", type=int, default=3600, metavar="SECONDS", help="both work so long (default: 3600)")
+    rotate.add_argument(
+        "--overlap", type=int, default=3600, metavar="SECONDS", help="both work so long (default: 3600)"
+    )
     _add_secret_file(rotate)
     _command(commands, "revoke", "revoke a key, at once", _revoke_key).add_argument("id", help="the key's id")
 
@@ -84,7 +86,9 @@ def _add_secret_file(parser: Parser) -> None:
     parser.add_argument("--secret-file", type=Path, metavar="FILE", help="write the secret there (0600), not here")
 
 
-def _show(args: argparse.Namespace, answer: dict[str, Any], holder: dict[str, Any] | None = None, name: str = "secret") -> int:
+def _show(
+    args: argparse.Namespace, answer: dict[str, Any], holder: dict[str, Any] | None = None, name: str = "secret"
+) -> int:
     """Print; where the user wants the secret in a file, it goes there and not to the terminal."""
     path: Path | None = getattr(args, "secret_file", None)
     if path is not None and holder is not None:
@@ -130,7 +134,9 @@ def _enrol(args: argparse.Namespace) -> int:
 
 def _create_key(args: argparse.Namespace) -> int:
     body = {"name": args.name, "role": args.role}
-    body |= {name: value for name in ("scopes", "purposes", "sources", "ttl") if (value := getattr(args, name)) is not None}
+    body |= {
+        name: value for name in ("scopes", "purposes", "sources", "ttl") if (value := getattr(args, name)) is not None
+    }
     answer = call("POST", "/v1/api-keys", key_name=_ADMIN, body=body)
     return _show(args, answer, answer)
 

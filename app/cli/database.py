@@ -43,7 +43,9 @@ def bring_up(url: str, region: str, revision: str = "head") -> str:
 
 
 def set_up_embedded(server: Postgres, settings: Settings) -> Path:
-    """A migrated database in the embedded server, and a login for the service. Answers the file with its address (0600)."""
+    """A migrated database in the embedded server, and the service's login. Answers the file (0600) with its address.
+    Raises CommandError.
+    """
     password_file = settings.state_dir / f"{LOGIN}.password"
     if not password_file.exists():
         write_private(password_file, secrets.token_urlsafe(32) + "\n")

@@ -44,7 +44,9 @@ async def prepare(settings: Settings, url: str) -> None:
 
 def banner(state: Path, url: str) -> str:
     """What is printed once the service answers: three lines to paste."""
-    runtime, auditor = (shlex.quote(f"@{(state / f'demo.{role}.header').absolute()}") for role in ("runtime", "auditor"))
+    runtime, auditor = (
+        shlex.quote(f"@{(state / f'demo.{role}.header').absolute()}") for role in ("runtime", "auditor")
+    )
     json = "-H 'Content-Type: application/json'"
     commit = (
         '{"external_id":"demo","create":{},"turns":[{"json":{"role":"user","text":"A table for two, please."}}],'
@@ -53,7 +55,8 @@ def banner(state: Path, url: str) -> str:
     load = '{"external_id":"demo","context":[{}],"turns":{"last":10}}'
     return (
         f"\nConfide serves at {url}   (documentation: {url}/docs)\n"
-        f"The demo tenant and its keys are in {state / 'demo.env'}. To commit a dialogue turn, load it, and see both in the audit log:\n\n"
+        f"The demo tenant and its keys are in {state / 'demo.env'}. To commit a dialogue turn, load it, and"
+        " see both in the audit log:\n\n"
         f"curl -sS {url}/v1/commit -H {runtime} {json} -d '{commit}'\n"
         f"curl -sS {url}/v1/load -H {runtime} {json} -d '{load}'\n"
         f"curl -sS '{url}/v1/audit/events?limit=5' -H {auditor}\n"
@@ -65,7 +68,7 @@ def _read(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError):
         return {}
-    return dict(match.groups() for line in lines if (match := _LINE.fullmatch(line)))
+    return {match[1]: match[2] for line in lines if (match := _LINE.fullmatch(line))}
 
 
 async def _works(services: Services, values: dict[str, str]) -> bool:

@@ -14,8 +14,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "migrate",
         help="bring the database's schema up to this program",
-        description="Migrates the database of CONFIDE_OWNER_DATABASE_URL (default: CONFIDE_DATABASE_URL), whose login must"
-        " be able to create roles, and writes CONFIDE_REGION into an empty one.",
+        description="Migrates the database of CONFIDE_OWNER_DATABASE_URL (default: CONFIDE_DATABASE_URL), whose login"
+        " must be able to create roles, and writes CONFIDE_REGION into an empty one.",
         epilog="exit status: 0 the database is where it should be; 1 it isn't, or the migration failed; 2 wrong usage",
     )
     parser.add_argument("--to", metavar="REV", default="head", help="stop at this revision (default: the newest)")

@@ -22,7 +22,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         " CONFIDE_CELL_SECRET, CONFIDE_REGION, CONFIDE_ENV); the event is in the cell's log.",
     )
     create.add_argument("--name", default="first-operator", help="a-z, 0-9 and - (default: first-operator)")
-    create.add_argument("--secret-file", type=Path, metavar="FILE", help="write the key there (0600), not to the terminal")
+    create.add_argument(
+        "--secret-file", type=Path, metavar="FILE", help="write the key there (0600), not to the terminal"
+    )
     create.add_argument("--json", action="store_true", help="print JSON")
     create.set_defaults(run=run)
 

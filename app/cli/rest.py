@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
+from typing_extensions import override
+
 from app.cli.output import CommandError
 
 TIMEOUT_SECONDS: Final = 30
@@ -63,7 +65,8 @@ def call(
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect would take the key to another address."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
+    @override
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 

@@ -10,9 +10,8 @@ import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final
 
@@ -29,11 +28,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser], start_postgres: 
     parser = subparsers.add_parser(
         "serve",
         help="run the service",
-        description="Runs the service. Settings are CONFIDE_* variables (docs/configuration.md). With CONFIDE_ENV=dev and"
-        " no CONFIDE_DATABASE_URL it starts an embedded PostgreSQL of its own.",
+        description="Runs the service. Settings are CONFIDE_* variables (docs/configuration.md). With CONFIDE_ENV=dev"
+        " and no CONFIDE_DATABASE_URL it starts an embedded PostgreSQL of its own.",
         epilog="exit status: 0 stopped as asked; 1 could not start; 2 wrong usage",
     )
-    parser.add_argument("--demo", action="store_true", help="make a demo tenant once and print calls to paste (dev only)")
+    parser.add_argument(
+        "--demo", action="store_true", help="make a demo tenant once and print calls to paste (dev only)"
+    )
     parser.add_argument("--host", help="address to listen on (CONFIDE_HOST, default 127.0.0.1)")
     parser.add_argument("--port", help="port to listen on, 0 for any (CONFIDE_PORT, default 8080)")
     parser.add_argument("--workers", help="worker processes (CONFIDE_WORKERS, default 1)")
@@ -146,12 +147,13 @@ def _say_when_ready(url: str, text: str) -> None:
     def wait() -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
-            with suppress(OSError, urllib.error.URLError):
-                with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310  our own address
-                    if answer.status == 200:
-                        print(text, flush=True)
-                        return
-            time.sleep(0.05)
+            try:
+                urllib.request.urlopen(f"{url}/readyz", timeout=2).close()  # noqa: S310  our own address
+            except OSError:  # refused, or not ready yet: 503
+                time.sleep(0.05)
+                continue
+            print(text, flush=True)
+            return
         print("confide: the service doesn't answer yet", file=sys.stderr)
 
     threading.Thread(target=wait, name="banner", daemon=True).start()

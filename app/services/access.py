@@ -108,15 +108,15 @@ class Access:
     async def authenticate(self, authorization: bytes | None, client_address: str) -> Caller:
         """The caller. Raises Unauthenticated; WrongRegion for a well-formed key of another region; Unavailable."""
         if authorization is None or len(authorization) > 256 or authorization[:7].lower() != _SCHEME:
-            return self._refuse("missing" if authorization is None else "malformed")
+            raise self._refusal("missing" if authorization is None else "malformed")
         name = hashlib.sha256(authorization[7:]).digest()
         known = self._known.get(name)
         if known is None or time.monotonic() - known.checked > FRESH:
             known = await self._look_up(name, authorization[7:])
         if known.expires_at is not None and known.expires_at <= time.time():
-            return self._refuse("expired")
+            raise self._refusal("expired")
         if known.sources is not None and not _listed(client_address, known.sources):
-            return self._refuse("source")
+            raise self._refusal("source")
         caller = known.caller
         self._used[(caller.tenant, caller.api_key)] = datetime.now(UTC)
         return caller
@@ -137,7 +137,7 @@ class Access:
         reason = _dead(found)
         if reason is not None:
             self.forget(caller.api_key)
-            self._refuse(reason)
+            raise self._refusal(reason)
 
     def forget(self, key: UUID) -> None:
         """Drop what is kept of a key: a statement found it revoked, or this worker revoked it."""
@@ -150,27 +150,27 @@ class Access:
     async def _look_up(self, name: bytes, token: bytes) -> _Known:
         until = self._unknown.get(name)
         if until is not None and until > time.monotonic():
-            return self._refuse("unknown")
+            raise self._refusal("unknown")
         parsed = self._parse(token)
         text = token.decode("ascii")
         found = await self._rows.find(parsed.key_id)
         right = apikeys.matches(self._pepper, text, found[0]["digest"] if found is not None else NO_DIGEST)
         if found is None or not right:
             self._remember_unknown(name)
-            return self._refuse("unknown" if found is None else "secret")
+            raise self._refusal("unknown" if found is None else "secret")
         reason = _dead(found)
         if reason is not None:
             self.forget(parsed.key_id)
-            return self._refuse(reason)
+            raise self._refusal(reason)
         return self._remember(name, found)
 
     def _parse(self, token: bytes) -> apikeys.ParsedKey:
         try:
             parsed = apikeys.parse(token.decode("ascii", "replace"))
         except Unauthenticated:
-            return self._refuse("malformed")
+            raise self._refusal("malformed") from None
         if parsed.env != self._env:
-            return self._refuse("environment")
+            raise self._refusal("environment")
         self.check_region(parsed)
         return parsed
 
@@ -216,9 +216,10 @@ class Access:
         if len(self._unknown) > KEPT:
             self._unknown.popitem(last=False)
 
-    def _refuse(self, reason: str) -> Any:
+    def _refusal(self, reason: str) -> Unauthenticated:
+        """Count it, and give the one error that stands for all of them."""
         self.denials.unauthenticated(reason)
-        raise Unauthenticated
+        return Unauthenticated()
 
     # ------------------------------------------------------------ last use
 

@@ -1,7 +1,7 @@
 """API keys: issued once, shown once, stored as a peppered digest.
 
-Nobody gets more than he has. An admin may issue runtime and auditor keys; of what an admin key itself can do, he may pass
-on only what his own key carries. Rotation hands out a secret too, so it follows the same rule.
+Nobody gets more than he has. An admin may issue runtime and auditor keys; of what an admin key itself can do, he may
+pass on only what his own key carries. Rotation hands out a secret too, so it follows the same rule.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _REASONS: Final[dict[type[ConfideError], tuple[str, str]]] = {
 
 @dataclass(slots=True)
 class Act:
-    """An open transaction and the event that it will commit. ``detail``: ids, states and counts, filled as they are known."""
+    """An open transaction and the event that it will commit. ``detail``: ids, states and counts, as they get known."""
 
     tx: Transaction
     detail: dict[str, str | int] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class ControlPlane:
 
     @asynccontextmanager
     async def local(self, tenant: UUID, action: str) -> AsyncIterator[Act]:
-        """An act of whoever holds the cell's database login and secret: the command line on the cell. It names no caller."""
+        """An act of whoever holds the cell's database login and secret: its command line. It names no caller."""
         async with self._ledger.transaction(tenant) as tx:
             act = Act(tx, {"by": "cell"})
             yield act

@@ -49,7 +49,7 @@ class Denials:
         await self.flush()
 
     def unauthenticated(self, reason: str) -> None:
-        """``reason``: malformed, unknown, secret, expired, revoked, source, region, enrolment. Never told to the caller."""
+        """``reason``: malformed, unknown, secret, expired, revoked, source, region, enrolment: counted, never told."""
         self._unknown[reason] += 1
 
     async def denied(self, caller: Caller, reason: str, route: str, trace: Trace) -> None:

@@ -24,7 +24,7 @@ class _Bucket:
 
 
 class Rates:
-    """A full bucket holds one second's worth of requests; ``default`` is the rate of a tenant that has none of its own."""
+    """A full bucket holds one second's worth of requests; ``default`` is the rate of tenants without their own."""
 
     def __init__(self, default: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._default = default

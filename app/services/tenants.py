@@ -131,7 +131,7 @@ class Tenants:
             return await rows.get(tx, caller.tenant)
 
     async def update(self, caller: Caller, changes: Mapping[str, Any], trace: Trace) -> Any:
-        """Change the tenant's settings. Raises InvalidRequest where the idle time to live would pass the greatest one."""
+        """Change the tenant's settings. Raises InvalidRequest if the idle time to live passes the greatest one."""
         async with self._control.act(caller, trace, "tenant.update") as act:
             before = await rows.get(act.tx, caller.tenant)
             idle = changes.get("ttl_idle_seconds", before["ttl_idle_seconds"])
@@ -143,7 +143,7 @@ class Tenants:
             return await rows.update(act.tx, caller.tenant, changes)
 
     async def redeem(self, text: str, name: str, trace: Trace) -> Issued:
-        """The first admin key for an enrolment token, once. Raises Unauthenticated for whatever is wrong with the token,
+        """The first admin key for an enrolment token, once. Raises Unauthenticated for whatever is wrong with it,
         WrongRegion, TenantSuspended.
         """
         try:

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  what is put into the texts are column lists of this module
 """SQL for API keys and enrolment tokens.
 
 ``KeyRows`` answers the gate's question, whose key an id is, on a connection of its own: requests that ask at the same
@@ -24,8 +25,8 @@ MAX_BATCH: Final = 64
 ASK_SECONDS: Final = 5.0
 
 _FIND: Final = (
-    "SELECT k.tenant_id, k.id, k.principal, k.digest, k.role, k.scopes, k.purposes, k.sources, k.expires_at, k.revoked_at"
-    " FROM unnest($1::uuid[]) AS a (id) CROSS JOIN LATERAL confide.api_key_by_id(a.id) AS k"
+    "SELECT k.tenant_id, k.id, k.principal, k.digest, k.role, k.scopes, k.purposes, k.sources, k.expires_at,"
+    " k.revoked_at FROM unnest($1::uuid[]) AS a (id) CROSS JOIN LATERAL confide.api_key_by_id(a.id) AS k"
 )
 _RATES: Final = "SELECT id, rate_per_second FROM confide.tenant WHERE id = ANY ($1)"
 _TOUCH: Final = (
@@ -35,7 +36,10 @@ _TOUCH: Final = (
 )
 _SEE: Final = "SELECT set_config('confide.tenants', $1, true)"
 
-COLUMNS: Final = "id, principal, name, role, scopes, purposes, sources, replaced_by, created_at, expires_at, revoked_at, last_used_at"
+COLUMNS: Final = (
+    "id, principal, name, role, scopes, purposes, sources, replaced_by, created_at, expires_at, revoked_at,"
+    " last_used_at"
+)
 
 Found = tuple[Any, int | None]
 """A key's row and its tenant's own rate, where it has one."""
@@ -167,8 +171,8 @@ async def insert(
 ) -> Any:
     """A new key's row. ``expires_at`` must lie ahead."""
     return await tx.connection.fetchrow(
-        "INSERT INTO confide.api_key (tenant_id, id, principal, name, digest, role, scopes, purposes, sources, expires_at)"
-        f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text[]::cidr[], $10) RETURNING {COLUMNS}",  # noqa: S608
+        "INSERT INTO confide.api_key (tenant_id, id, principal, name, digest, role, scopes, purposes, sources,"
+        f" expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text[]::cidr[], $10) RETURNING {COLUMNS}",
         tenant,
         key,
         principal,
@@ -185,7 +189,7 @@ async def insert(
 async def get(tx: Transaction, tenant: UUID, key: UUID, *, lock: bool = False) -> Any:
     """The key's row or None. ``lock``: nobody else may change it until the transaction ends."""
     return await tx.connection.fetchrow(
-        f"SELECT {COLUMNS} FROM confide.api_key WHERE tenant_id = $1 AND id = $2" + (" FOR UPDATE" if lock else ""),  # noqa: S608
+        f"SELECT {COLUMNS} FROM confide.api_key WHERE tenant_id = $1 AND id = $2" + (" FOR UPDATE" if lock else ""),
         tenant,
         key,
     )
@@ -195,7 +199,7 @@ async def page(tx: Transaction, tenant: UUID, before: UUID | None, limit: int) -
     """Keys below ``before``, newest first."""
     return list(
         await tx.connection.fetch(
-            f"SELECT {COLUMNS} FROM confide.api_key WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id < $2)"  # noqa: S608
+            f"SELECT {COLUMNS} FROM confide.api_key WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id < $2)"
             " ORDER BY id DESC LIMIT $3",
             tenant,
             before,
@@ -208,7 +212,7 @@ async def revoke(tx: Transaction, tenant: UUID, key: UUID) -> Any:
     """Revoke at once; one that is revoked already keeps its first time."""
     return await tx.connection.fetchrow(
         "UPDATE confide.api_key SET revoked_at = coalesce(revoked_at, now()) WHERE tenant_id = $1 AND id = $2"
-        f" RETURNING {COLUMNS}",  # noqa: S608
+        f" RETURNING {COLUMNS}",
         tenant,
         key,
     )
@@ -218,7 +222,7 @@ async def supersede(tx: Transaction, tenant: UUID, key: UUID, successor: UUID, o
     """The old key ends after ``overlap`` seconds, or before that if it would have anyhow."""
     return await tx.connection.fetchrow(
         "UPDATE confide.api_key SET replaced_by = $3, expires_at = least(expires_at, now() + $4 * interval '1 second')"
-        f" WHERE tenant_id = $1 AND id = $2 RETURNING {COLUMNS}",  # noqa: S608
+        f" WHERE tenant_id = $1 AND id = $2 RETURNING {COLUMNS}",
         tenant,
         key,
         successor,

@@ -9,7 +9,10 @@ from uuid import UUID
 
 from app.store.ledger import Transaction
 
-COLUMNS: Final = "tenant_id, id, time, writer, seq, action, outcome, reason, container, objects, versions, turns, commit_number, facts"
+COLUMNS: Final = (
+    "tenant_id, id, time, writer, seq, action, outcome, reason, container, objects, versions, turns, commit_number,"
+    " facts"
+)
 
 
 @dataclass(frozen=True, slots=True)

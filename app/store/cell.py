@@ -88,7 +88,7 @@ def name_region(url: str, region: str) -> str:
 
 
 async def make_service_login(url: str, name: str, password: str) -> None:
-    """A login that may act as ``confide_service`` and as nothing else. ``name`` and ``password`` are of [0-9A-Za-z_-]."""
+    """A login that may act as ``confide_service`` and nothing else. ``name`` and ``password`` are of [0-9A-Za-z_-]."""
     connection = await connect(url)
     try:
         verb = "ALTER" if await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name) else "CREATE"

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  what is put into the texts are column names of this module
 """SQL for tenants. Whatever workers keep of a row is invalidated by its epoch."""
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ async def insert(tx: Transaction, tenant: UUID, region: str, name: str, settings
     columns = "".join(f", {column}" for column in names)
     places = "".join(f", ${place}" for place in range(4, 4 + len(names)))
     return await tx.connection.fetchrow(
-        f"INSERT INTO confide.tenant (id, region, name{columns}) VALUES ($1, $2, $3{places}) RETURNING {COLUMNS}",  # noqa: S608
+        f"INSERT INTO confide.tenant (id, region, name{columns}) VALUES ($1, $2, $3{places}) RETURNING {COLUMNS}",
         tenant,
         region,
         name,
@@ -32,7 +33,7 @@ async def insert(tx: Transaction, tenant: UUID, region: str, name: str, settings
 
 
 async def get(tx: Transaction, tenant: UUID) -> Any:
-    return await tx.connection.fetchrow(f"SELECT {COLUMNS} FROM confide.tenant WHERE id = $1", tenant)  # noqa: S608
+    return await tx.connection.fetchrow(f"SELECT {COLUMNS} FROM confide.tenant WHERE id = $1", tenant)
 
 
 async def ids(tx: Transaction, after: UUID, limit: int) -> list[UUID]:
@@ -43,7 +44,7 @@ async def ids(tx: Transaction, after: UUID, limit: int) -> list[UUID]:
 async def get_many(tx: Transaction, tenants: list[UUID]) -> list[Any]:
     """The rows of ``tenants``, which the transaction must have named."""
     return list(
-        await tx.connection.fetch(f"SELECT {COLUMNS} FROM confide.tenant WHERE id = ANY ($1) ORDER BY id", tenants)  # noqa: S608
+        await tx.connection.fetch(f"SELECT {COLUMNS} FROM confide.tenant WHERE id = ANY ($1) ORDER BY id", tenants)
     )
 
 
@@ -52,7 +53,7 @@ async def update(tx: Transaction, tenant: UUID, changes: Mapping[str, Any]) -> A
     names = _checked(changes)
     parts = "".join(f", {column} = ${place}" for place, column in enumerate(names, 2))
     return await tx.connection.fetchrow(
-        f"UPDATE confide.tenant SET epoch = epoch + 1, changed_at = now(){parts} WHERE id = $1 RETURNING {COLUMNS}",  # noqa: S608
+        f"UPDATE confide.tenant SET epoch = epoch + 1, changed_at = now(){parts} WHERE id = $1 RETURNING {COLUMNS}",
         tenant,
         *(changes[column] for column in names),
     )
@@ -63,7 +64,7 @@ async def set_state(tx: Transaction, tenant: UUID, old: str, new: str) -> Any:
     return await tx.connection.fetchrow(
         "UPDATE confide.tenant SET state = $3, epoch = epoch + (state <> $3)::int,"
         " changed_at = CASE WHEN state = $3 THEN changed_at ELSE now() END"
-        f" WHERE id = $1 AND state IN ($2, $3) RETURNING {COLUMNS}",  # noqa: S608
+        f" WHERE id = $1 AND state IN ($2, $3) RETURNING {COLUMNS}",
         tenant,
         old,
         new,
