@@ -21,6 +21,7 @@ from app.kms.provider import (
     HALF_BYTES,
     KeyDescription,
     KmsDenied,
+    KmsError,
     KmsIntegrity,
     KmsOwnCredentials,
     Unwrapped,
@@ -112,6 +113,11 @@ class AwsKmsProvider:
             self._cell.forget(self._role, self._external_id, self._key)
 
     async def _run(self, trace: Trace, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            await self._cell.ready(self._key, ("kms",) if self._role is None else ("kms", "sts"))
+        except KmsError as error:
+            error.call = trace.call()
+            raise
         return await self._cell.gate(self._key.region).run(trace, attempt)
 
     async def _kms(self, operation: str, params: Mapping[str, Any], intent: UUID, trace: Trace) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from azure.core.rest import AsyncHttpResponse, HttpRequest
 
 from app.crypto.secret import EXPOSE, SecretKey
 from app.kms.azure_cell import AzureCell, AzureIdentity
-from app.kms.azure_names import KeyName, vault_host
+from app.kms.azure_names import KeyName, is_version, vault_host
 from app.kms.classify import azure_error
 from app.kms.limits import Trace
 from app.kms.provider import (
@@ -164,7 +164,10 @@ class AzureKeyVaultProvider:
     async def _operate(
         self, operation: str, algorithm: str, value: bytes, *, version: str, intent: UUID, trace: Trace
     ) -> bytes:
-        """One wrapkey or unwrapkey by this exact version; the answer must name it."""
+        """One wrapkey or unwrapkey by this exact version; the answer must name it. The version comes from a stored row
+        and goes into the path, so its form is checked: no row leads us to another key or operation."""
+        if not is_version(version):
+            raise KmsIntegrity("BadVersion", "the stored key version isn't one of Key Vault's")
         body, _ = await self._send(
             "POST", f"{self.kek_uri}/{version}/{operation}", {"alg": algorithm, "value": _encode(value)}, intent, trace
         )

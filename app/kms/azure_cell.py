@@ -28,6 +28,8 @@ from app.kms.limits import Gate, Limits
 from app.kms.provider import KmsError, KmsMisconfigured, KmsOwnCredentials, KmsUnavailable, KmsUnclassified
 
 API_VERSION = "7.6"
+_TLS_GOODBYE = 0.1
+"""Seconds that asyncio needs to end TLS connections after aiohttp has let go of them."""
 
 Credential = ClientSecretCredential | ClientAssertionCredential
 _Key = tuple[str, str]
@@ -215,6 +217,7 @@ class AzureCell:
         if self._web is not None:
             await self._web.close()
             self._web = None
+            await asyncio.sleep(_TLS_GOODBYE)
 
 
 def azure_failure(error: AzureError) -> KmsError:

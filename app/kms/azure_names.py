@@ -66,6 +66,10 @@ def key_version(value: object, pointer: str = "/key_version") -> str | None:
     return value
 
 
+def is_version(text: str) -> bool:
+    return _VERSION.fullmatch(text) is not None
+
+
 def entra_tenant_id(value: object, pointer: str = "/entra_tenant_id") -> str:
     guid = _guid(value, pointer, "Give the Entra tenant id (directory id) of the vault's subscription: a GUID.")
     if guid in _NO_DIRECTORY:

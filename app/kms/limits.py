@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
@@ -138,7 +138,7 @@ class Trace:
     kek_version: str = ""
     request_id: str | None = None
     attempts: int = 0
-    started: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
 
     def call(self) -> KmsCall:
         latency = (time.perf_counter() - self.started) * 1000.0
@@ -165,7 +165,6 @@ class Gate:
 
     async def run(self, trace: Trace, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of ``attempt``, tried again after an outage while attempts, time and the retry budget last."""
-        trace.started = time.perf_counter()
         deadline = self._clock() + self._limits.budget
         self.retries.called()
         try:

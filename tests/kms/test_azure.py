@@ -24,7 +24,7 @@ from app.kms.provider import (
 )
 from app.kms.registry import KmsSettings, ProviderRegistry
 from tests.kms.fake_azure import OAEP, Application, FakeAzure
-from tests.kms.rigs import OUR_CLIENT, QUICK, REGION, AzureHsmRig, AzureRig, azure_registry
+from tests.kms.rigs import CALM, OUR_CLIENT, REGION, AzureHsmRig, AzureRig, azure_registry
 from tests.kms.servers import Authority, Fault
 
 
@@ -78,7 +78,7 @@ async def test_an_rsa_key_is_refused_as_the_vendors_side(fake_azure: FakeAzure, 
     rsa = AzureBinding(mine.vault_name, True, "rsa", None, mine.entra_tenant_id, None, mine.proof)
     azure = rig.registry.settings.azure
     for binding, good in ((mine, True), (rsa, False)):
-        registry = ProviderRegistry(KmsSettings(REGION, binding, QUICK, dev=True, local_folder=tmp_path, azure=azure))
+        registry = ProviderRegistry(KmsSettings(REGION, binding, CALM, dev=True, local_folder=tmp_path, azure=azure))
         if good:
             await registry.vendor().wrap(SecretKey.generate(), rig.context, uuid4())
         else:
@@ -243,6 +243,17 @@ async def test_an_answer_that_names_another_key_is_refused(customer: AzureRig) -
     customer.fake.faults.append(Fault(200, '{"kid":"https://evil.vault.azure.net/keys/top/0","value":"AAAA"}'))
     with pytest.raises(KmsIntegrity):
         await customer.provider().unwrap(b"x" * 256, "0" * 32, customer.context, uuid4())
+
+
+@pytest.mark.parametrize(
+    "version", ["", "..", "../other/0123", "0" * 31, "0" * 32 + "/sign?x=", "0" * 32 + "\n", "latest"]
+)
+async def test_a_stored_version_leads_to_no_other_path(customer: AzureRig, version: str) -> None:
+    await customer.provider().describe(uuid4())
+    customer.fake.log.clear()
+    with pytest.raises(KmsIntegrity):
+        await customer.provider().unwrap(b"x" * 256, version, customer.context, uuid4())
+    assert customer.fake.log == []
 
 
 async def test_the_vaults_region_comes_from_its_own_answer(customer: AzureRig) -> None:

@@ -18,7 +18,7 @@ from app.kms.binding import AwsBinding, AzureBinding, LocalBinding, TransitBindi
 from app.kms.doctor import Patient, examine, may_activate
 from app.kms.onboarding import aws_key_policy, aws_trust_policy, steps, terraform_variables, transit_policy
 from app.kms.registry import KmsSettings, ProviderRegistry
-from tests.kms.rigs import MINISTACK_ACCOUNT, QUICK, REGION, VENDOR_ROLE, AwsWorld, TransitRig, TransitWorld, context
+from tests.kms.rigs import CALM, MINISTACK_ACCOUNT, REGION, VENDOR_ROLE, AwsWorld, TransitRig, TransitWorld, context
 from tests.kms.test_doctor import Ledger
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -73,7 +73,7 @@ async def test_aws_pasting_what_the_binding_gives_leads_to_a_working_key(minista
     closed = {"Version": "2012-10-17", "Statement": []}
     iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(closed))
 
-    settings = KmsSettings(REGION, LocalBinding("v"), QUICK, dev=True, local_folder=tmp_path, aws=ministack.settings())
+    settings = KmsSettings(REGION, LocalBinding("v"), CALM, dev=True, local_folder=tmp_path, aws=ministack.settings())
     registry = ProviderRegistry(settings)
     body = {"provider": "aws-kms", "key_arn": arn, "role_arn": role_arn}
     binding = registry.validate_binding(body, tenant, frozenset({REGION}))

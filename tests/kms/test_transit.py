@@ -20,7 +20,7 @@ from app.kms.provider import (
 )
 from app.kms.registry import KmsSettings, ProviderRegistry
 from app.kms.transit import AppRoleAuth, TokenAuth, TransitEndpoint
-from tests.kms.rigs import QUICK, REGION, TransitRig, TransitWorld
+from tests.kms.rigs import CALM, REGION, TransitRig, TransitWorld
 from tests.kms.servers import Fault
 
 
@@ -121,7 +121,7 @@ async def test_a_sealed_server_is_an_outage(customer: TransitRig) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8200", "ftp://127.0.0.1"])
 async def test_endpoints_without_tls_are_refused(tmp_path: Path, url: str) -> None:
     endpoint = TransitEndpoint("bao", url, None, TokenAuth("x"))
-    settings = KmsSettings(REGION, LocalBinding("v"), QUICK, dev=True, local_folder=tmp_path, transit=(endpoint,))
+    settings = KmsSettings(REGION, LocalBinding("v"), CALM, dev=True, local_folder=tmp_path, transit=(endpoint,))
     registry = ProviderRegistry(settings)
     with pytest.raises(KmsMisconfigured):
         await registry.provider(TransitBinding("bao", "transit", "k")).describe(uuid4())
@@ -132,7 +132,7 @@ async def test_endpoints_without_tls_are_refused(tmp_path: Path, url: str) -> No
 
 async def test_a_certificate_that_is_not_trusted_is_an_outage_with_an_alarm(bao: TransitWorld, tmp_path: Path) -> None:
     endpoint = TransitEndpoint("bao", bao.proxy.url, bao.server_ca, TokenAuth("root"))
-    settings = KmsSettings(REGION, LocalBinding("v"), QUICK, dev=True, local_folder=tmp_path, transit=(endpoint,))
+    settings = KmsSettings(REGION, LocalBinding("v"), CALM, dev=True, local_folder=tmp_path, transit=(endpoint,))
     registry = ProviderRegistry(settings)
     with pytest.raises(KmsUnavailable) as refused:
         await registry.provider(TransitBinding("bao", "transit", "k")).describe(uuid4())
