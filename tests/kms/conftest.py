@@ -24,8 +24,6 @@ from tests.kms.rigs import (
     MOTO_ACCOUNT,
     VENDOR_ROLE,
     AwsWorld,
-    AzureHsmRig,
-    AzureRig,
     LocalRig,
     MinistackRig,
     MotoRig,
@@ -33,6 +31,7 @@ from tests.kms.rigs import (
     TransitRig,
     TransitWorld,
 )
+from tests.kms.rigs_azure import AzureHsmRig, AzureRig
 from tests.kms.servers import Authority, FaultProxy, Process, free_port
 
 RIGS = ("local", "aws-ministack", "aws-moto", "transit-bao", "azure-vault", "azure-hsm")

@@ -24,7 +24,8 @@ from app.kms.provider import (
 )
 from app.kms.registry import KmsSettings, ProviderRegistry
 from tests.kms.fake_azure import OAEP, Application, FakeAzure
-from tests.kms.rigs import CALM, OUR_CLIENT, REGION, AzureHsmRig, AzureRig, azure_registry
+from tests.kms.rigs import CALM, REGION
+from tests.kms.rigs_azure import OUR_CLIENT, AzureHsmRig, AzureRig, azure_registry
 from tests.kms.servers import Authority, Fault
 
 

@@ -26,7 +26,8 @@ from app.kms.provider import (
     WrapContext,
 )
 from app.kms.registry import ProviderRegistry
-from tests.kms.rigs import OUR_SECRET, QUICK, VENDOR_SECRET, Rig, context, flipped
+from tests.kms.rigs import QUICK, VENDOR_SECRET, Rig, context, flipped
+from tests.kms.rigs_azure import OUR_SECRET
 from tests.kms.servers import Fault
 
 

@@ -15,7 +15,8 @@ from app.kms.binding import AwsBinding, AzureBinding, TransitBinding
 from app.kms.doctor import CHECKS, MAY, NOT_APPLICABLE, Check, Outcome, Patient, examine, may_activate
 from app.kms.onboarding import aws_trust_policy
 from tests.kms.fake_azure import FakeAzure
-from tests.kms.rigs import VENDOR_ROLE, AwsRig, AwsWorld, AzureRig, MinistackRig, Rig, TransitRig, TransitWorld
+from tests.kms.rigs import VENDOR_ROLE, AwsRig, AwsWorld, MinistackRig, Rig, TransitRig, TransitWorld
+from tests.kms.rigs_azure import AzureRig
 
 T = TypeVar("T")
 
