@@ -25,7 +25,7 @@ from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
 from app.api.table import BodyLimits, Route
-from app.config import CLIENT_VARIABLES, ConfigError, Settings, load
+from app.config import CLIENT_VARIABLES, ConfigError, Settings, load, with_defaults
 from app.errors import ConfideError
 from app.kms.registry import KmsSettings, ProviderRegistry
 from app.observability.logs import RequestLog, configure
@@ -202,10 +202,11 @@ def api_of(parts: Parts) -> Api:
 
 def kms_settings(settings: Settings) -> KmsSettings:
     """Raises ConfigError where two settings contradict each other."""
-    if settings.kms.local_key_dir is not None:
-        private_dir(settings.kms.local_key_dir)
+    kms = with_defaults(settings).kms
+    if kms.local_key_dir is not None:
+        private_dir(kms.local_key_dir)
     try:
-        return settings.kms.settings(settings.region, dev=settings.dev)
+        return kms.settings(settings.region, dev=settings.dev)
     except (ValueError, ConfideError) as error:
         raise ConfigError(f"the CONFIDE_* settings of the key management service: {error}") from None
 

@@ -114,7 +114,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     own = tuple(item for item in fields(Settings) if item.name != "kms")
     settings = Settings(**_values(own, texts, faults), kms=kms)
     if not faults:
-        settings = _with_defaults(settings)
+        settings = with_defaults(settings)
         faults = settings.kms.contradictions(dev=settings.dev)
         faults += [] if settings.dev else unsafe(settings)
     if faults:
@@ -147,7 +147,7 @@ def _read_secret(name: str) -> str:
         raise ValueError("names a file that can't be read") from None
 
 
-def _with_defaults(settings: Settings) -> Settings:
+def with_defaults(settings: Settings) -> Settings:
     """Development's defaults; elsewhere there are none for what matters."""
     if not settings.dev:
         return settings
