@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app import __version__
-from app.api import api_keys, audit, batch, containers, context, enrolment, load_commit, tenants, turns
+from app.api import api_keys, audit, batch, containers, context, enrolment, jobs, load_commit, tenants, turns
 from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
@@ -39,6 +39,7 @@ from app.services.cell_secrets import CellSecrets
 from app.services.control import ControlPlane
 from app.services.denials import Denials
 from app.services.dialogue import Dialogue
+from app.services.jobs import Jobs
 from app.services.keyring import Keyring
 from app.services.kms_calls import KmsCalls
 from app.services.providers import Providers
@@ -83,7 +84,7 @@ __all__ = [  # the command line has its settings from here: it may not read them
 
 log = logging.getLogger("confide.main")
 
-RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, audit)
+RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit)
 """Each module declares its ``ROUTES``."""
 
 PARTITION_SECONDS: Final = 3600.0
@@ -166,6 +167,7 @@ def assemble(settings: Settings) -> Parts:
         ),
         api_keys=keys,
         audit_log=AuditLog(settings.region, control),
+        jobs=Jobs(Ledger(connect), pool, auditing, control),
     )
     return Parts(settings, services, metrics, rows, pool, registry, denials)
 
@@ -317,6 +319,9 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.services.access.close)
         task = asyncio.create_task(_keep_partitions(parts.services.ledger), name="partitions")
         stack.push_async_callback(_cancel, task)
+        stack.push_async_callback(parts.services.jobs.ledger.close)
+        parts.services.jobs.start_runner()
+        stack.push_async_callback(parts.services.jobs.close)
         yield
         log.info("draining", extra={"fields": {"waiting": sum(n.waiting for n in parts.services.lanes.values())}})
 

@@ -14,6 +14,7 @@ from app.services.branching import Branching
 from app.services.cell_secrets import CellSecrets
 from app.services.control import ControlPlane
 from app.services.dialogue import Dialogue
+from app.services.jobs import Jobs
 from app.services.keyring import Keyring
 from app.services.tenants import Tenants
 from app.store.lane import Lane
@@ -47,3 +48,4 @@ class Services:
     tenants: Tenants
     api_keys: ApiKeys
     audit_log: AuditLog
+    jobs: Jobs
