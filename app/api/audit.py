@@ -70,7 +70,7 @@ ROUTES: Final = (
             QueryParam("from", Aware, "Events at this time or later (RFC 3339)."),
             QueryParam("to", Aware, "Events before this time (RFC 3339)."),
             QueryParam(
-                "action", Annotated[str, Meta(pattern="^[a-z][a-z.-]{0,63}$")], "One action, e.g. context.load."
+                "action", Annotated[str, Meta(pattern="^[a-z][a-z.-]{0,63}$(?!\n)")], "One action, e.g. context.load."
             ),
             QueryParam("outcome", Literal["allowed", "denied", "failed"], "One outcome."),
             QueryParam("principal", UUID, "One caller."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -13,15 +13,16 @@ from app.api.schemas import In, Out
 from app.api.table import QueryParam
 from app.identity import Purpose, Role, Scope
 
+# Python's $ also matches before a last line feed, which the look-ahead then refuses.
 Label = Annotated[
-    str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$", description="1 to 63 of a-z, 0-9 and -, not beginning with -.")
+    str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$(?!\n)", description="1 to 63 of a-z, 0-9 and -, not beginning with -.")
 ]
 Lifetime = Annotated[int, Meta(ge=1, le=315360000, description="Seconds.")]
 Rate = Annotated[int, Meta(ge=1, le=1000000, description="Requests a second, for each worker of the cell.")]
 Aware = Annotated[datetime, Meta(tz=True)]
 Cidr = Annotated[
     str,
-    Meta(min_length=2, max_length=43, pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", description="An address or network."),
+    Meta(min_length=2, max_length=43, pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$(?!\n)", description="An address or network."),
 ]
 Limit = Annotated[int, Meta(ge=1, le=200)]
 
@@ -111,7 +112,7 @@ class ApiKeyIn(In):
     """
 
     name: Label
-    role: Annotated[str, Meta(pattern="^(runtime|admin|auditor)$")]
+    role: Literal["runtime", "admin", "auditor"]
     scopes: Annotated[list[Scope], Meta(min_length=1, max_length=16)] | None = None
     purposes: Annotated[list[Purpose], Meta(max_length=8)] | None = None
     expires_at: Aware | None = None

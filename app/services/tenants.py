@@ -28,6 +28,10 @@ from app.store.ledger import Ledger, Transaction
 ENROLMENT_LIFE: Final = timedelta(days=7)
 
 
+DEFAULT_TIMES: Final = {"ttl_idle_seconds": 2592000, "ttl_max_seconds": 31536000}
+"""As in the schema."""
+
+
 class TenantKeyMaker(Protocol):
     """Makes a tenant's first keys (``app/services/keyring.py``)."""
 
@@ -77,6 +81,7 @@ class Tenants:
 
     async def create(self, caller: Caller, name: str, settings: Mapping[str, Any], trace: Trace) -> Created:
         """A tenant with its keys and an enrolment token. Raises InvalidRequest, KeyUnavailable."""
+        _check_times(settings, DEFAULT_TIMES)
         async with self._control.look(caller, trace):
             pass  # no KMS call for an operator whose key was revoked
         tenant, token_id = new_id(), new_id()
@@ -134,11 +139,7 @@ class Tenants:
         """Change the tenant's settings. Raises InvalidRequest if the idle time to live passes the greatest one."""
         async with self._control.act(caller, trace, "tenant.update") as act:
             before = await rows.get(act.tx, caller.tenant)
-            idle = changes.get("ttl_idle_seconds", before["ttl_idle_seconds"])
-            if idle > changes.get("ttl_max_seconds", before["ttl_max_seconds"]):
-                raise InvalidRequest(
-                    "The default idle time to live can't exceed the greatest one.", "/ttl_idle_seconds"
-                )
+            _check_times(changes, before)
             act.detail |= {column: str(value).lower() for column, value in changes.items() if column != "name"}
             return await rows.update(act.tx, caller.tenant, changes)
 
@@ -197,3 +198,10 @@ class Tenants:
         if source is not None:
             known["source"] = source
         return orjson.dumps({name: value for name, value in known.items() if value}).decode()
+
+
+def _check_times(changes: Mapping[str, Any], before: Any) -> None:
+    """Raises InvalidRequest where the idle time to live would pass the greatest one."""
+    idle = changes.get("ttl_idle_seconds", before["ttl_idle_seconds"])
+    if idle > changes.get("ttl_max_seconds", before["ttl_max_seconds"]):
+        raise InvalidRequest("The default idle time to live can't exceed the greatest one.", "/ttl_idle_seconds")
