@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app import __version__
-from app.api import api_keys, audit, batch, containers, context, enrolment, jobs, load_commit, tenants, turns
+from app.api import api_keys, audit, batch, containers, context, enrolment, jobs, load_commit, privacy_policy, tenants, turns
 from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
@@ -30,6 +30,7 @@ from app.errors import ConfideError
 from app.kms.registry import KmsSettings, ProviderRegistry
 from app.observability.logs import RequestLog, configure
 from app.observability.metrics import Metrics
+from app.services import privacy
 from app.services.access import Access
 from app.services.api_keys import ApiKeys
 from app.services.audit_log import AuditLog
@@ -37,6 +38,7 @@ from app.services.auditing import Auditing
 from app.services.branching import Branching
 from app.services.cell_secrets import CellSecrets
 from app.services.control import ControlPlane
+from app.services.deletion_journal import DeletionJournal
 from app.services.denials import Denials
 from app.services.dialogue import Dialogue
 from app.services.jobs import Jobs
@@ -84,7 +86,7 @@ __all__ = [  # the command line has its settings from here: it may not read them
 
 log = logging.getLogger("confide.main")
 
-RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit)
+RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit, privacy_policy)
 """Each module declares its ``ROUTES``."""
 
 PARTITION_SECONDS: Final = 3600.0
@@ -141,7 +143,8 @@ def assemble(settings: Settings) -> Parts:
     reading = Reading(settings.region, keyring, lanes["read"], pool, auditing)
     control = ControlPlane(ledger, auditing, access)
     keys = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
-    dialogue = Dialogue(reading, Writing(reading, lanes["write"]), lanes["write"])
+    deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
+    dialogue = Dialogue(reading, Writing(reading, lanes["write"], deletions), lanes["write"])
     services = Services(
         region=settings.region,
         limits=Limits(settings.max_json_bytes, settings.max_envelope_bytes, settings.max_object_bytes),
@@ -168,6 +171,9 @@ def assemble(settings: Settings) -> Parts:
         api_keys=keys,
         audit_log=AuditLog(settings.region, control),
         jobs=Jobs(Ledger(connect), pool, auditing, control),
+        privacy=privacy.assemble(
+            ledger=Ledger(connect), control=control, deletions=deletions, observe_sweep=metrics.swept
+        ),
     )
     return Parts(settings, services, metrics, rows, pool, registry, denials)
 
@@ -305,6 +311,7 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
     await preflight(parts.settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(parts.registry.close)
+        stack.push_async_callback(parts.services.privacy.deletions.close)
         stack.push_async_callback(parts.services.ledger.close)
         stack.push_async_callback(parts.pool.close)
         stack.push_async_callback(parts.rows.close)
@@ -322,6 +329,8 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.services.jobs.ledger.close)
         parts.services.jobs.start_runner()
         stack.push_async_callback(parts.services.jobs.close)
+        await parts.services.privacy.start()
+        stack.push_async_callback(parts.services.privacy.close)
         yield
         log.info("draining", extra={"fields": {"waiting": sum(n.waiting for n in parts.services.lanes.values())}})
 

@@ -67,6 +67,9 @@ class Settings:
     trusted_proxies: int = setting("CONFIDE_TRUSTED_PROXIES", whole(0, 8), 0)
     state_dir: Path = setting("CONFIDE_STATE_DIR", path, STATE)  # noqa: RUF009  a field, in truth
 
+    deletion_journal_dir: Path | None = setting("CONFIDE_DELETION_JOURNAL_DIR", path, None)
+    trust_file: Path | None = setting("CONFIDE_TRUST_FILE", path, None)
+
     database_url: str | None = setting("CONFIDE_DATABASE_URL", database, None, secret=True)
     owner_database_url: str | None = setting("CONFIDE_OWNER_DATABASE_URL", database, None, secret=True)
     cell_secret: bytes | None = setting("CONFIDE_CELL_SECRET", secret_bytes, None, secret=True)

@@ -38,7 +38,12 @@ def _endpoints(value: str) -> tuple[Endpoint, ...]:
         found = msgspec.json.decode(value.encode(), type=tuple[Endpoint, ...])
     except (msgspec.MsgspecError, UnicodeError):
         found = ()
-    signed_in = all((each.token is None) != (each.role_id is None or each.secret_id is None) for each in found)
+    signed_in = all(
+        (each.role_id is None and each.secret_id is None)
+        if each.token is not None
+        else (each.role_id is not None and each.secret_id is not None)
+        for each in found
+    )
     if not found or not signed_in:
         raise ValueError(
             'must be a JSON list like [{"name": "eu", "url": "https://bao.example.com", "token": "…"}], each with'

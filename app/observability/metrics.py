@@ -115,6 +115,10 @@ class Metrics:
         self.statement_seconds = Histogram(
             "confide_statement_seconds", "Statements on the database, with their commit.", SECONDS, ("lane",)
         )
+        self.retention_lag = Gauge(
+            "confide_retention_lag_seconds", "How late the longest waiting expired container is; the sweeper's lag."
+        )
+        self.retention_erased = Counter("confide_retention_erased", "Containers erased at the end of their time.")
         self._file: WorkerFile | None = None
 
     def attach(self, directory: Path) -> None:
@@ -134,6 +138,11 @@ class Metrics:
             self.flush()
             self._file.close()
             self._file = None
+
+    def swept(self, lag: float, erased: int) -> None:
+        """What one look of the retention sweeper found: seconds late, containers erased."""
+        self.retention_lag.set(lag)
+        self.retention_erased.inc(by=erased)
 
     def all(self) -> Iterator[Counter | Histogram]:
         return (value for value in vars(self).values() if isinstance(value, (Counter, Histogram)))

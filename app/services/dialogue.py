@@ -25,6 +25,7 @@ from app.services.changes import (
     TurnRange,
     Where,
 )
+from app.services.deletion_journal import deletions_of
 from app.services.reading import Reading
 from app.services.sealing import collection_tag, external_tag, label_tag, object_id, object_tag, seal_meta
 from app.services.tenant_keys import TenantKeys
@@ -220,6 +221,7 @@ class Dialogue:
             status = results[0].status
             if status == "ok":
                 keys.forget(where.id or NO_UUID)
+                await self._writing.deletions.append(deletions_of(keys.tenant, [target], results))
                 return
             if status != "epoch":
                 raise refusal(status, results[0].head)

@@ -16,6 +16,7 @@ from app.services.control import ControlPlane
 from app.services.dialogue import Dialogue
 from app.services.jobs import Jobs
 from app.services.keyring import Keyring
+from app.services.privacy import Privacy
 from app.services.tenants import Tenants
 from app.store.lane import Lane
 from app.store.ledger import Ledger
@@ -49,3 +50,4 @@ class Services:
     api_keys: ApiKeys
     audit_log: AuditLog
     jobs: Jobs
+    privacy: Privacy

@@ -20,6 +20,7 @@ from app.errors import InvalidRequest, NotFound, PreconditionFailed, Tampered, U
 from app.identity import NO_UUID, Kind, new_id
 from app.services import content
 from app.services.changes import Applied, Call, Changes, Delete, Found, Making, Merge, Put, Where
+from app.services.deletion_journal import DeletionJournal, deletions_of
 from app.services.reading import Reading
 from app.services.sealing import (
     collection_tag,
@@ -63,7 +64,8 @@ class Draft:
 class Writing:
     """Builds and sends writes. ``reading`` is shared."""
 
-    def __init__(self, reading: Reading, lane: Lane[Write]) -> None:
+    def __init__(self, reading: Reading, lane: Lane[Write], deletions: DeletionJournal) -> None:
+        self.deletions = deletions
         self._reading = reading
         self._keyring = reading.keyring
         self._lane = lane
@@ -118,6 +120,7 @@ class Writing:
         results: list[TargetResult] = await self._lane.submit(item)
         status = results[0].status
         if status == "ok":
+            await self.deletions.append(deletions_of(keys.tenant, targets, results))
             return [
                 await self._applied(call, keys, draft, target, result)
                 for draft, target, result in zip(drafts, targets, results, strict=True)
@@ -152,7 +155,9 @@ class Writing:
         """Erase a container whose time to live has ended, so that its external id is free again."""
         facts = await self._reading.facts(call, keys)
         target = WriteTarget("retention.expire", facts, kind, container, [Operation("erase")])
-        await self._lane.submit(Write(keys.tenant, call.caller.api_key, keys.epoch, [target]))
+        results = await self._lane.submit(Write(keys.tenant, call.caller.api_key, keys.epoch, [target]))
+        if results[0].status == "ok":
+            await self.deletions.append(deletions_of(keys.tenant, [target], results))
         keys.forget(container)
 
     async def ensure(self, call: Call, where: Where, make: Making | None = None) -> UUID:
@@ -334,7 +339,7 @@ def _seal_put(keys: TenantKeys, draft: Draft, put: Put, operations: list[Operati
             item,
             version,
             collection_tag(keys, container, put.collection),
-            b"".join(object_tag(keys, container, tag).bytes for tag in put.tags),
+            b"".join(object_tag(keys, container, tag).bytes for tag in put.tags) if put.tags else None,
             put.if_version,
             put.if_none,
             fingerprint(keys, container, put.content_type.encode(), put.body) if put.if_none else None,
@@ -363,9 +368,10 @@ def _make(keys: TenantKeys, draft: Draft, target: WriteTarget) -> None:
     where, making = draft.changes.where, draft.changes.make or Making()
     version = new_id()
     idle, absolute = _lifetime(keys, where.kind, making)
+    if where.external is not None:
+        target.external = external_tag(keys, where.kind, where.external)
     target.make = orjson.dumps(
         {
-            "external": external_tag(keys, where.kind, where.external) if where.external is not None else None,
             "subject": draft.known.subject,
             "meta_version": version,
             "ttl_idle": idle,
