@@ -33,8 +33,6 @@ SETTINGS: Final = {
     "synchronous_commit": "on",
     # The statements are nested loops over primary keys, whatever the statistics of an almost empty table say.
     "plan_cache_mode": "force_generic_plan",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "jit": "off",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
@@ -23,7 +24,7 @@ READ: Final = (
 )
 WRITE: Final = (
     "SELECT * FROM confide.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
-    " $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39)"
+    " $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
 )
 RECORD: Final = "SELECT confide.record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
@@ -93,7 +94,9 @@ class Operation:
 
 @dataclass(slots=True)
 class WriteTarget:
-    """One container to change. ``make`` and ``change`` are JSON for ``confide.write``; ``new_key`` is a sealed CK."""
+    """One container to change. ``make`` and ``change`` are JSON for ``confide.write``; ``new_key`` is a sealed CK;
+    ``external`` the tag of the name that a new container takes.
+    """
 
     action: str
     facts: str
@@ -105,6 +108,7 @@ class WriteTarget:
     trk: int | None = None
     expected_commit: int | None = None
     expected_head: int | None = None
+    external: UUID | None = None
     make: str | None = None
     change: str | None = None
     meta: bytes | None = None
@@ -217,11 +221,11 @@ def encode_read(batch: Sequence[Read], writer: UUID, flush: int, sequences: Sequ
         [target.want for target in targets],
         owners,
         [selector.type for selector in selectors],
-        [selector.id for selector in selectors],
-        [selector.tag for selector in selectors],
-        [selector.after for selector in selectors],
-        [selector.before for selector in selectors],
-        [selector.version for selector in selectors],
+        _sparse([selector.id for selector in selectors]),
+        _sparse([selector.tag for selector in selectors]),
+        _sparse([selector.after for selector in selectors]),
+        _sparse([selector.before for selector in selectors]),
+        _sparse([selector.version for selector in selectors]),
         [selector.limit for selector in selectors],
         [selector.bytes for selector in selectors],
     )
@@ -250,9 +254,9 @@ def encode_write(batch: Sequence[Write], writer: UUID, flush: int, sequences: Se
         [write.api_key for write in batch],
         [write.epoch for write in batch],
         [write.guarded for write in batch],
-        [write.idempotency_tag for write in batch],
-        [write.fingerprint for write in batch],
-        [write.answer for write in batch],
+        _sparse([write.idempotency_tag for write in batch]),
+        _sparse([write.fingerprint for write in batch]),
+        _sparse([write.answer for write in batch]),
         requests,
         [new_id() for _ in targets],
         [now] * len(targets),
@@ -268,14 +272,15 @@ def _target_columns(targets: Sequence[WriteTarget]) -> tuple[list[Any], ...]:
         [target.facts for target in targets],
         [target.container for target in targets],
         [target.kind for target in targets],
+        _sparse([target.external for target in targets]),
         [target.ck for target in targets],
-        [target.new_key for target in targets],
-        [target.trk for target in targets],
-        [target.expected_commit for target in targets],
-        [target.expected_head for target in targets],
-        [target.make for target in targets],
-        [target.change for target in targets],
-        [target.meta for target in targets],
+        _sparse([target.new_key for target in targets]),
+        _sparse([target.trk for target in targets]),
+        _sparse([target.expected_commit for target in targets]),
+        _sparse([target.expected_head for target in targets]),
+        _sparse([target.make for target in targets]),
+        _sparse([target.change for target in targets]),
+        _sparse([target.meta for target in targets]),
     )
 
 
@@ -286,15 +291,28 @@ def _operation_columns(owners: list[int], operations: Sequence[Operation]) -> tu
         [operation.id for operation in operations],
         [operation.version for operation in operations],
         [operation.collection for operation in operations],
-        [operation.tags for operation in operations],
-        [operation.if_version for operation in operations],
-        [operation.if_none for operation in operations],
-        [operation.fingerprint for operation in operations],
+        _sparse([operation.tags for operation in operations]),
+        _sparse([operation.if_version for operation in operations]),
+        [operation.if_none for operation in operations] if any(op.if_none for op in operations) else [],
+        _sparse([operation.fingerprint for operation in operations]),
         [operation.content_type for operation in operations],
         [operation.size for operation in operations],
-        [operation.number for operation in operations],
-        [operation.body for operation in operations],
+        _sparse([operation.number for operation in operations]),
+        *_joined([operation.body or b"" for operation in operations]),
     )
+
+
+def _joined(bodies: Sequence[bytes]) -> tuple[list[int], list[int], bytes]:
+    """Starts (from 1, as SQL counts), lengths and all bodies in one."""
+    lengths = [len(body) for body in bodies]
+    starts = list(accumulate(lengths, initial=1))
+    starts.pop()
+    return starts, lengths, b"".join(bodies)
+
+
+def _sparse(column: list[Any]) -> list[Any]:
+    """Nothing at all for a column without a value: ``unnest`` fills up with NULL, and a subscript of nothing is NULL."""
+    return column if column.count(None) < len(column) else []
 
 
 def encode_record(batch: Sequence[Record], writer: UUID, flush: int, sequences: Sequences) -> tuple[Any, ...]:

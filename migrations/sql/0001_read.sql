@@ -33,8 +33,9 @@ BEGIN
                     WHEN t.epoch <> r.epoch THEN 'epoch'
                     ELSE 'ok' END AS status
         FROM unnest(r_tenant, r_api_key, r_epoch) WITH ORDINALITY AS r (tenant, api_key, epoch, n)
-        LEFT JOIN confide.tenant t ON t.id = r.tenant
-        LEFT JOIN confide.api_key k ON k.tenant_id = r.tenant AND k.id = r.api_key
+        LEFT JOIN LATERAL (SELECT * FROM confide.tenant b WHERE b.id = r.tenant LIMIT 1) t ON true
+        LEFT JOIN LATERAL (
+            SELECT * FROM confide.api_key b WHERE b.tenant_id = r.tenant AND b.id = r.api_key LIMIT 1) k ON true
     ), tgt AS MATERIALIZED (
         SELECT a.n::int AS n, a.event, a.time, a.seq, a.action, a.facts, a.want, req.tenant,
                CASE WHEN req.status <> 'ok' THEN req.status
@@ -46,8 +47,9 @@ BEGIN
         FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_facts, t_container, t_kind, t_want) WITH ORDINALITY
              AS a (request, event, time, seq, action, facts, container, kind, want, n)
         JOIN req ON req.n = a.request
-        LEFT JOIN confide.container c ON req.status = 'ok' AND c.tenant_id = req.tenant AND c.id = a.container
-              AND c.kind = a.kind
+        LEFT JOIN LATERAL (
+            SELECT * FROM confide.container b
+            WHERE req.status = 'ok' AND b.tenant_id = req.tenant AND b.id = a.container AND b.kind = a.kind LIMIT 1) c ON true
     ), sel AS MATERIALIZED (
         SELECT s.n::int AS n, s.target, s.type, s.id, s.tag, s.after, s.before, s.version, s.lim, s.bytes, tgt.tenant,
                tgt.container, tgt.want, tgt.ck_generation
@@ -110,7 +112,8 @@ BEGIN
     FROM tgt
     UNION ALL
     SELECT tgt.n, 'k', k.container_id, NULL, k.generation, k.trk_generation, NULL, NULL, NULL, NULL, k.sealed, NULL, NULL
-    FROM tgt JOIN confide.container_key k ON k.tenant_id = tgt.tenant AND k.container_id = tgt.container
+    FROM tgt CROSS JOIN LATERAL (
+        SELECT * FROM confide.container_key b WHERE b.tenant_id = tgt.tenant AND b.container_id = tgt.container OFFSET 0) k
     WHERE tgt.status = 'ok' AND tgt.want IN (1, 3)
     UNION ALL
     SELECT obj.target, 'o', obj.id, obj.version, NULL, obj.ck_generation, obj.commit_number, obj.content_type,

@@ -4,6 +4,8 @@
 -- Every writer locks the container's row first, in order of (tenant, id): so versions, commit numbers and turn numbers move
 -- under one lock, and two batches can't wait for each other.
 --
+-- Sealed bodies come one after another in p_bodies: a driver copies one long value much faster than an array of them.
+--
 -- Rows come back: 'h' for each target, 'o' for each operation that answers something of its own, 't' for each popped turn.
 -- Statuses: those of read, and replay, mismatch (idempotency), exists, gone (an expired container holds the external id), hold,
 -- key (the container has moved to another key), commit, head, meta, guard (428), precondition, no-object.
@@ -13,10 +15,11 @@ CREATE FUNCTION confide.write(
     r_tenant uuid[], r_api_key uuid[], r_epoch bigint[], r_guarded boolean[],
     r_idem bytea[], r_print bytea[], r_answer bytea[],
     t_request int[], t_event uuid[], t_time timestamptz[], t_seq bigint[], t_action text[], t_facts text[],
-    t_container uuid[], t_kind text[], t_ck int[], t_new_key bytea[], t_trk int[], t_commit bigint[], t_head bigint[],
+    t_container uuid[], t_kind text[], t_external uuid[], t_ck int[], t_new_key bytea[], t_trk int[], t_commit bigint[], t_head bigint[],
     t_make text[], t_change text[], t_meta bytea[],
     o_target int[], o_type text[], o_id uuid[], o_version uuid[], o_collection uuid[], o_tags bytea[],
-    o_if uuid[], o_none boolean[], o_print bytea[], o_content text[], o_size int[], o_number bigint[], o_body bytea[]
+    o_if uuid[], o_none boolean[], o_print bytea[], o_content text[], o_size int[], o_number bigint[],
+    o_start int[], o_length int[], p_bodies bytea
 ) RETURNS TABLE (
     target int, row_type text, id uuid, version uuid, number bigint, ck_generation int, commit_number bigint,
     content_type text, created_at timestamptz, updated_at timestamptz, body bytea, selector int, extra jsonb
@@ -43,9 +46,12 @@ BEGIN
         RAISE EXCEPTION 'this writer was fenced off' USING ERRCODE = 'CF001';
     END IF;
 
-    PERFORM 1 FROM unnest(t_request, t_container, t_make) AS a (request, container, make)
-    JOIN confide.container c ON c.tenant_id = r_tenant[a.request] AND c.id = a.container
-    WHERE a.make IS NULL ORDER BY c.tenant_id, c.id FOR NO KEY UPDATE OF c;
+    PERFORM 1 FROM (
+        SELECT r_tenant[a.request] AS tenant, a.container
+        FROM unnest(t_request, t_container, t_make) AS a (request, container, make)
+        WHERE a.make IS NULL ORDER BY 1, 2 OFFSET 0) a
+    CROSS JOIN LATERAL (
+        SELECT 1 FROM confide.container b WHERE b.tenant_id = a.tenant AND b.id = a.container FOR NO KEY UPDATE) l;
 
     -- The gate. A new statement sees what was committed before the locks were had.
     SELECT array_agg(q.status ORDER BY q.request) INTO v_status FROM (
@@ -59,7 +65,7 @@ BEGIN
                         WHEN t.epoch <> r_epoch[a.request] THEN 'epoch'
                         WHEN i.key_tag IS NOT NULL AND i.fingerprint = r_print[a.request] THEN 'replay'
                         WHEN i.key_tag IS NOT NULL THEN 'mismatch'
-                        WHEN t.require_preconditions AND NOT r_guarded[a.request] THEN 'guard'
+                        WHEN t.require_preconditions AND NOT coalesce(r_guarded[a.request], true) THEN 'guard'
                         WHEN a.make IS NOT NULL AND x.id IS NOT NULL AND x.expires_at <= now() THEN 'gone'
                         WHEN a.make IS NOT NULL AND x.id IS NOT NULL THEN 'exists'
                         WHEN a.make IS NOT NULL AND a.expected <> 0 THEN 'commit'
@@ -75,16 +81,24 @@ BEGIN
                         WHEN a.head <> c.turn_head THEN 'head'
                         WHEN (a.change::jsonb ->> 'if_meta_version')::uuid <> c.meta_version THEN 'meta'
                         ELSE 'ok' END AS status
-            FROM unnest(t_request, t_action, t_container, t_kind, t_ck, t_new_key, t_commit, t_head, t_make, t_change)
-                 WITH ORDINALITY
-                 AS a (request, action, container, kind, ck, new_key, expected, head, make, change, n)
-            LEFT JOIN confide.tenant t ON t.id = r_tenant[a.request]
-            LEFT JOIN confide.api_key k ON k.tenant_id = r_tenant[a.request] AND k.id = r_api_key[a.request]
-            LEFT JOIN confide.idempotency i ON i.tenant_id = r_tenant[a.request] AND i.key_tag = r_idem[a.request]
-                  AND i.created_at > now() - interval '24 hours'
-            LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.request] AND c.id = a.container AND a.make IS NULL
-            LEFT JOIN confide.container x ON a.make IS NOT NULL AND x.tenant_id = r_tenant[a.request] AND x.kind = a.kind
-                  AND x.external_tag = (a.make::jsonb ->> 'external')::uuid
+            FROM unnest(t_request, t_action, t_container, t_kind, t_external, t_ck, t_new_key, t_commit, t_head, t_make,
+                        t_change) WITH ORDINALITY
+                 AS a (request, action, container, kind, external, ck, new_key, expected, head, make, change, n)
+            LEFT JOIN LATERAL (SELECT * FROM confide.tenant b WHERE b.id = r_tenant[a.request] LIMIT 1) t ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM confide.api_key b
+                WHERE b.tenant_id = r_tenant[a.request] AND b.id = r_api_key[a.request] LIMIT 1) k ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM confide.idempotency b
+                WHERE r_idem[a.request] IS NOT NULL AND b.tenant_id = r_tenant[a.request]
+                  AND b.key_tag = r_idem[a.request] AND b.created_at > now() - interval '24 hours' LIMIT 1) i ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM confide.container b
+                WHERE a.make IS NULL AND b.tenant_id = r_tenant[a.request] AND b.id = a.container LIMIT 1) c ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM confide.container b
+                WHERE a.external IS NOT NULL AND b.tenant_id = r_tenant[a.request] AND b.kind = a.kind
+                  AND b.external_tag = a.external LIMIT 1) x ON true
         ) g GROUP BY g.request
     ) q;
 
@@ -94,8 +108,10 @@ BEGIN
                    (o.none AND e.id IS NOT NULL AND e.fingerprint = o.print) AS same,
                    (o.cond = '00000000-0000-0000-0000-000000000000' AND e.id IS NULL) AS missing
             FROM unnest(o_target, o_id, o_if, o_none, o_print) WITH ORDINALITY AS o (target, id, cond, none, print, n)
-            LEFT JOIN confide.context_object e ON e.tenant_id = r_tenant[t_request[o.target]]
-                  AND e.container_id = t_container[o.target] AND e.id = o.id
+            LEFT JOIN LATERAL (
+                SELECT b.id, b.version, b.fingerprint FROM confide.context_object b
+                WHERE b.tenant_id = r_tenant[t_request[o.target]] AND b.container_id = t_container[o.target] AND b.id = o.id
+                LIMIT 1) e ON true
             WHERE v_status[t_request[o.target]] = 'ok'
               AND ((o.none AND e.id IS NOT NULL)
                    OR (o.cond = '00000000-0000-0000-0000-000000000000' AND e.id IS NULL)
@@ -118,11 +134,11 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(t_make) AS m (v) WHERE m.v IS NOT NULL) THEN
         INSERT INTO confide.container (tenant_id, id, kind, external_tag, subject_id, meta_version, meta, meta_ck, ck_generation,
             ttl_absolute_seconds, ttl_idle_seconds, created_at, updated_at, expires_at, sweep_at)
-        SELECT r_tenant[a.request], a.container, a.kind, m.external, m.subject, m.meta_version, a.meta, a.ck, a.ck,
+        SELECT r_tenant[a.request], a.container, a.kind, a.external, m.subject, m.meta_version, a.meta, a.ck, a.ck,
                m.ttl_absolute, m.ttl_idle, a.time, a.time, d.at, d.at
-        FROM unnest(t_request, t_container, t_kind, t_make, t_meta, t_ck, t_time) WITH ORDINALITY
-             AS a (request, container, kind, make, meta, ck, time, n),
-             jsonb_to_record(a.make::jsonb) AS m (external uuid, subject uuid, meta_version uuid, ttl_absolute int, ttl_idle int),
+        FROM unnest(t_request, t_container, t_kind, t_external, t_make, t_meta, t_ck, t_time) WITH ORDINALITY
+             AS a (request, container, kind, external, make, meta, ck, time, n),
+             jsonb_to_record(a.make::jsonb) AS m (subject uuid, meta_version uuid, ttl_absolute int, ttl_idle int),
              LATERAL (SELECT least(a.time + m.ttl_absolute * interval '1 second', now() + m.ttl_idle * interval '1 second') AS at) d
         WHERE a.make IS NOT NULL AND v_ok[a.n];
     END IF;
@@ -140,10 +156,13 @@ BEGIN
         INSERT INTO confide.context_object AS e (tenant_id, container_id, id, version, collection_tag, ck_generation, size,
             commit_number, content_type, created_at, updated_at, tags, fingerprint, body)
         SELECT r_tenant[t_request[o.target]], t_container[o.target], o.id, o.version, o.collection, t_ck[o.target], o.size,
-               coalesce(c.commit_number, 0) + 1, o.content, t_time[o.target], t_time[o.target], o.tags, o.print, o.body
-        FROM unnest(o_target, o_type, o_id, o_version, o_collection, o_tags, o_print, o_content, o_size, o_body)
-             WITH ORDINALITY AS o (target, type, id, version, collection, tags, print, content, size, body, n)
-        JOIN confide.container c ON c.tenant_id = r_tenant[t_request[o.target]] AND c.id = t_container[o.target]
+               c.commit_number + 1, o.content, t_time[o.target], t_time[o.target], coalesce(o.tags, ''), o.print,
+               substring(p_bodies FROM o.start FOR o.length)
+        FROM unnest(o_target, o_type, o_id, o_version, o_collection, o_tags, o_print, o_content, o_size, o_start, o_length)
+             WITH ORDINALITY AS o (target, type, id, version, collection, tags, print, content, size, start, length, n)
+        CROSS JOIN LATERAL (
+            SELECT b.commit_number FROM confide.container b
+            WHERE b.tenant_id = r_tenant[t_request[o.target]] AND b.id = t_container[o.target] LIMIT 1) c
         WHERE o.type = 'put' AND v_ok[o.target] AND NOT (o.n::int = ANY (v_same))
         ON CONFLICT (tenant_id, container_id, id) DO UPDATE SET
             version = EXCLUDED.version, collection_tag = EXCLUDED.collection_tag, ck_generation = EXCLUDED.ck_generation,
@@ -191,10 +210,12 @@ BEGIN
         INSERT INTO confide.turn (tenant_id, container_id, number, id, ck_generation, size, commit_number, content_type,
             created_at, body)
         SELECT r_tenant[t_request[o.target]], t_container[o.target], o.number, o.id, t_ck[o.target], o.size,
-               c.commit_number + 1, o.content, t_time[o.target], o.body
-        FROM unnest(o_target, o_type, o_id, o_number, o_content, o_size, o_body)
-             AS o (target, type, id, number, content, size, body)
-        JOIN confide.container c ON c.tenant_id = r_tenant[t_request[o.target]] AND c.id = t_container[o.target]
+               c.commit_number + 1, o.content, t_time[o.target], substring(p_bodies FROM o.start FOR o.length)
+        FROM unnest(o_target, o_type, o_id, o_number, o_content, o_size, o_start, o_length)
+             AS o (target, type, id, number, content, size, start, length)
+        CROSS JOIN LATERAL (
+            SELECT b.commit_number FROM confide.container b
+            WHERE b.tenant_id = r_tenant[t_request[o.target]] AND b.id = t_container[o.target] LIMIT 1) c
         WHERE o.type = 'turn' AND v_ok[o.target];
     END IF;
 
@@ -239,7 +260,6 @@ BEGIN
                                    ELSE c.ttl_absolute_seconds END,
             ttl_idle_seconds = CASE WHEN j.v ? 'ttl_idle' THEN (j.v ->> 'ttl_idle')::int ELSE c.ttl_idle_seconds END,
             hold = coalesce((j.v ->> 'hold')::boolean, c.hold),
-            external_tag = CASE WHEN j.v ? 'external' THEN (j.v ->> 'external')::uuid ELSE c.external_tag END,
             sweep_at = CASE WHEN j.v ? 'ttl_absolute' OR j.v ? 'ttl_idle' THEN a.time ELSE c.sweep_at END
         FROM unnest(t_request, t_container, t_change, t_meta, t_ck, t_time) WITH ORDINALITY
              AS a (request, container, change, meta, ck, time, n),
@@ -269,7 +289,9 @@ BEGIN
            w.objects, w.versions, w.turns, c.commit_number, a.facts
     FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_container, t_facts) WITH ORDINALITY
          AS a (request, event, time, seq, action, container, facts, n)
-    LEFT JOIN confide.container c ON v_ok[a.n] AND c.tenant_id = r_tenant[a.request] AND c.id = a.container
+    LEFT JOIN LATERAL (
+        SELECT b.commit_number FROM confide.container b
+        WHERE b.tenant_id = r_tenant[a.request] AND b.id = a.container LIMIT 1) c ON v_ok[a.n]
     LEFT JOIN (
         SELECT y.target, array_agg(y.id) FILTER (WHERE y.id IS NOT NULL) AS objects,
                array_agg(y.version) FILTER (WHERE y.id IS NOT NULL) AS versions,
@@ -295,7 +317,9 @@ BEGIN
                jsonb_build_object('heads', (
                    SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head) ORDER BY b.n)
                    FROM unnest(t_request, t_container) WITH ORDINALITY AS b (request, container, n)
-                   LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.n] AND c.id = b.container
+                      LEFT JOIN LATERAL (
+                       SELECT e.commit_number, e.turn_head FROM confide.container e
+                       WHERE e.tenant_id = r_tenant[a.n] AND e.id = b.container LIMIT 1) c ON true
                    WHERE b.request = a.n), 'same', (
                    SELECT jsonb_agg(jsonb_build_array(s.n - (SELECT min(o.n) FROM unnest(o_target) WITH ORDINALITY AS o (target, n)
                                                              WHERE t_request[o.target] = a.n), s.version))
@@ -316,12 +340,17 @@ BEGIN
                     (SELECT e.version FROM confide.context_object e WHERE e.tenant_id = r_tenant[a.request]
                      AND e.container_id = t_container[o_target[v_failed[a.request]]] AND e.id = o_id[v_failed[a.request]]))
            END
-    FROM unnest(t_request, t_container, t_kind, t_make) WITH ORDINALITY AS a (request, container, kind, make, n)
-    LEFT JOIN confide.container c ON c.tenant_id = r_tenant[a.request] AND c.id = a.container
-    LEFT JOIN confide.container x ON v_status[a.request] IN ('exists', 'gone') AND a.make IS NOT NULL
-          AND x.tenant_id = r_tenant[a.request] AND x.kind = a.kind AND x.external_tag = (a.make::jsonb ->> 'external')::uuid
-    LEFT JOIN confide.idempotency i ON v_status[a.request] = 'replay' AND i.tenant_id = r_tenant[a.request]
-          AND i.key_tag = r_idem[a.request];
+    FROM unnest(t_request, t_container, t_kind, t_external) WITH ORDINALITY AS a (request, container, kind, external, n)
+    LEFT JOIN LATERAL (
+        SELECT * FROM confide.container b WHERE b.tenant_id = r_tenant[a.request] AND b.id = a.container LIMIT 1) c ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM confide.container b
+        WHERE v_status[a.request] IN ('exists', 'gone') AND a.external IS NOT NULL
+          AND b.tenant_id = r_tenant[a.request] AND b.kind = a.kind AND b.external_tag = a.external LIMIT 1) x ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM confide.idempotency b
+        WHERE v_status[a.request] = 'replay' AND b.tenant_id = r_tenant[a.request]
+          AND b.key_tag = r_idem[a.request] LIMIT 1) i ON true;
     IF v_same <> '{}' THEN
         RETURN QUERY SELECT o_target[s.n], 'o', o_id[s.n], s.version, NULL::bigint, NULL::int, NULL::bigint, NULL::text,
             NULL::timestamptz, NULL::timestamptz, NULL::bytea, s.n, NULL::jsonb
