@@ -53,7 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Exception as error:  # noqa: BLE001  a traceback could show values; type and place tell enough
+        complain(f"internal error: {_place(error)}")
+        return FAILED
     return status
+
+
+def _place(error: BaseException) -> str:
+    """The type of an unforeseen error and where it arose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace is not None else ""
+    return type(error).__name__ + where
 
 
 if __name__ == "__main__":

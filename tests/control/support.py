@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import asyncpg
@@ -9,6 +10,17 @@ import orjson
 
 from app.services.audit_log import event_of
 from tests.cell import REGION, Cell
+
+SAFE = {
+    "CONFIDE_ENV": "live",
+    "CONFIDE_REGION": REGION,
+    "CONFIDE_CELL_SECRET": secrets.token_hex(32),
+    "CONFIDE_AUDIT_SIGNING_KEY": secrets.token_hex(32),
+    "CONFIDE_KMS_PROVIDER": "vault-transit",
+    "CONFIDE_VENDOR_KEY": "eu/transit/confide",
+    "CONFIDE_TRANSIT_ENDPOINTS": '[{"name": "eu", "url": "https://bao.example.com", "token": "planted-token"}]',
+}
+"""What production needs, but for the database's address."""
 
 
 async def events(cell: Cell, tenant: Any, action: str | None = None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Reading the audit log: the format's fields, filters, cursors bound to tenant and query, and the reading is an event."""
+"""Reading the audit log: the format's fields, filters, bound cursors, and the reading is an event too."""
 
 from __future__ import annotations
 

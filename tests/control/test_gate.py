@@ -217,5 +217,3 @@ async def test_a_key_of_another_cells_pepper_is_refused(database: str, tmp_path)
         secret = (await cell.tenant()).keys["admin"]
     async with running_cell(database, tmp_path / "b") as stranger:
         assert (await stranger.client(secret).get("/v1/tenant")).status_code == 401
-
-

@@ -221,7 +221,9 @@ async def test_another_tenants_key_is_the_same_404_as_none_at_all(cell: Cell, te
     assert "revoked_at" not in (await other.admin.get(f"/v1/api-keys/{theirs}")).json()
 
 
-async def test_a_list_shows_the_own_keys_only_and_its_cursor_is_bound(cell: Cell, tenant: Tenant, other: Tenant) -> None:
+async def test_a_list_shows_the_own_keys_only_and_its_cursor_is_bound(
+    cell: Cell, tenant: Tenant, other: Tenant
+) -> None:
     made = [(await make_key(tenant.admin, name=f"k{number}"))["key"]["id"] for number in range(5)]
     seen, cursor = [], None
     while True:
