@@ -12,7 +12,7 @@ from app.cli.output import CommandError, write_private
 from app.cli.postgres import Postgres
 from app.main import Settings
 from app.store import migrate
-from app.store.cell import CellError, make_database, make_service_login, name_region
+from app.store.cell import CellError, make_database, make_service_login, name_region, reach
 
 DATABASE: Final = "confide"
 LOGIN: Final = "confide_app"
@@ -28,6 +28,7 @@ def head() -> str:
 def bring_up(url: str, region: str, revision: str = "head") -> str:
     """Migrate and name the region; answers the revision reached. Raises CommandError."""
     try:
+        asyncio.run(reach(url))
         migrate.upgrade(url, revision)
         found = name_region(url, region)
     except CellError as error:

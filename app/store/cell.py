@@ -46,6 +46,11 @@ async def connect(url: str) -> asyncpg.Connection[Any]:
         raise CellError(f"The database can't be reached or refuses the login ({type(error).__name__}).") from None
 
 
+async def reach(url: str) -> None:
+    """Raises CellError where the URL's login can't connect."""
+    await (await connect(url)).close()
+
+
 async def standing(url: str) -> Standing:
     """Look at the database as the URL's login, as ``confide_service`` where it has to be. Raises CellError."""
     connection = await connect(url)

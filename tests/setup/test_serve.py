@@ -94,6 +94,16 @@ def children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The living worker processes; one that has just been killed may still be a zombie."""
+    found = []
+    for each in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(each.cmdline()):
+                found.append(each)
+    return found
+
+
 def test_three_pasted_lines_commit_load_and_show_both_in_the_audit_log(service: Service) -> None:
     service.start()
     commit, load, audit = service.lines
@@ -166,16 +176,12 @@ def test_nothing_acknowledged_is_lost_when_everything_is_killed(service: Service
 def test_a_killed_worker_is_started_again(service: Service) -> None:
     service.start("--workers", "2")
     assert service.process is not None
-    workers = [
-        each for each in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(each.cmdline())
-    ]
+    workers = workers_of(service.process.pid)
     assert len(workers) == 2
     workers[0].kill()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        now = [
-            each for each in psutil.Process(service.process.pid).children() if "spawn_main" in " ".join(each.cmdline())
-        ]
+        now = workers_of(service.process.pid)
         if len(now) == 2 and workers[0].pid not in {each.pid for each in now}:
             break
         time.sleep(0.1)
