@@ -50,6 +50,8 @@ class Branching:
         self, call: Call, source: Where, external: str | None, making: Making, *, turn: int | None, commit: int | None
     ) -> Branched:
         """Raises ``NotFound``, ``Conflict`` (the external id is taken, or the source keeps changing), ``InvalidRequest``."""
+        # The copy is about the same person: an erasure of the subject must find it.
+        making.subject_id = await self._dialogue.subject_id(call, source)
         for _ in range(TRIES):
             first = await self._page(call, source, None, 0)
             if external is not None and await self._taken(call, external):
@@ -67,6 +69,7 @@ class Branching:
             puts=[_copy(each) for each in kept],
             turns=[NewTurn(each.content_type, each.body, each.inline) for each in kept_turns],
             make=making,
+            only_new=True,
         )
         done = (await self._dialogue.commit(Call(call.caller, call.purpose, call.trace), [changes]))[0]
         record = await self._dialogue.record(call, Where(Kind.SESSION, done.id), "branch")

@@ -58,6 +58,8 @@ class Merge:
     key: str
     patch: Any = field(repr=False)
     if_version: UUID | None = None
+    largest: int | None = None
+    """Bytes that the merged object may have."""
 
 
 @dataclass(slots=True)
@@ -86,11 +88,13 @@ class Making:
     labels: Sequence[str] = ()
     ttl_idle: int | None = None
     ttl_absolute: int | None = None
+    subject_id: UUID | None = None
+    """Instead of ``subject``: the subject's container."""
 
 
 @dataclass(slots=True)
 class Changes:
-    """All changes to one container in one commit."""
+    """All changes to one container in one commit. ``only_new``: a container that exists already is a ``Conflict``."""
 
     where: Where
     action: str
@@ -103,6 +107,7 @@ class Changes:
     make: Making | None = None
     pop: int | None = None
     clear: bool = False
+    only_new: bool = False
 
 
 @dataclass(slots=True)

@@ -80,7 +80,25 @@ class Dialogue:
         """
 
         keys = await self._reading.keys(call.caller.tenant)
-        places = [await self._place(keys, part) for part in parts]
+        places = [await self._place(call, keys, part) for part in parts]
+        keys, present, results = await self._read(call, parts, places)
+        gone = [place for (_, place), result in zip(present, results, strict=True) if result.status != "ok"]
+        if any(keys.known(place) is not None for place in gone):
+            # Removed by another worker. Under its name there may be a new one.
+            for place in gone:
+                keys.forget(place)
+            anew = [await self._place(call, keys, part) for part in parts]
+            if any(place is not None and place != old for place, old in zip(anew, places, strict=True)):
+                places = anew
+                keys, present, results = await self._read(call, parts, places)
+        found = iter(zip(present, results, strict=True))
+        return [await self._opened(call, keys, next(found), first=i == 0 and not all_optional) if place is not None else None
+                for i, place in enumerate(places)]  # fmt: skip
+
+    async def _read(
+        self, call: Call, parts: Sequence[Loading], places: list[UUID | None]
+    ) -> tuple[TenantKeys, list[tuple[Loading, UUID]], list[TargetResult]]:
+        """One statement over the parts that have a place; the first is asked for in any case."""
         if places[0] is None:
             # Nothing is there to read. The statement still judges the caller and records the refusal.
             places[0] = NO_UUID
@@ -90,24 +108,20 @@ class Dialogue:
             return [_read_target(keys, facts, part, place) for part, place in present]
 
         keys, results = await self._reading.read(call, plan)
-        found = iter(zip(present, results, strict=True))
-        return [await self._opened(call, keys, next(found), first=i == 0 and not all_optional) if place is not None else None
-                for i, place in enumerate(places)]  # fmt: skip
+        return keys, present, results
 
     async def _opened(
         self, call: Call, keys: TenantKeys, found: tuple[tuple[Loading, UUID], TargetResult], *, first: bool
     ) -> Opened | None:
-        (part, place), result = found
+        (part, _), result = found
         if result.status != "ok" and not first:
             return None
-        if result.status != "ok":
-            keys.forget(place)
         kind = Kind.SUBJECT if part.hop else part.where.kind
         opened = await self._reading.open_result(call, keys, kind, result)
         opened.truncated = _cut(part, opened)
         return opened
 
-    async def _place(self, keys: TenantKeys, part: Loading) -> UUID | None:
+    async def _place(self, call: Call, keys: TenantKeys, part: Loading) -> UUID | None:
         """The id of the container that ``part`` means: names inside it are HMACs that go through its id.
 
         A container that this worker has met before costs nothing; a new one costs a look-up, which also brings its keys.
@@ -120,7 +134,7 @@ class Dialogue:
         known = keys.known(place) if place is not None else None
         if place is not None and (not part.hop or (known is not None and known.complete)):
             return known.subject if part.hop and known is not None else place
-        looked_up = await self._reading.look_up(keys, where.kind, place, tag)
+        looked_up = await self._reading.look_up(keys, where.kind, place, tag, call)
         if looked_up is None:
             return None
         return looked_up[0].subject if part.hop else looked_up[0].id
@@ -153,10 +167,14 @@ class Dialogue:
         """Sessions by exactly one of the three names, oldest first; none where the name is unknown."""
         keys = await self._reading.keys(call.caller.tenant)
         if external is not None:
-            found = await self._reading.look_up(keys, Kind.SESSION, None, external_tag(keys, Kind.SESSION, external))
+            found = await self._reading.look_up(
+                keys, Kind.SESSION, None, external_tag(keys, Kind.SESSION, external), call
+            )
             ids = [found[0].id] if found is not None and not found[1] else []
         elif subject is not None:
-            owner = await self._reading.look_up(keys, Kind.SUBJECT, None, external_tag(keys, Kind.SUBJECT, subject))
+            owner = await self._reading.look_up(
+                keys, Kind.SUBJECT, None, external_tag(keys, Kind.SUBJECT, subject), call
+            )
             ids = await self._reading.find(keys, subject=owner[0].id, after=after, limit=limit) if owner else []
         else:
             ids = await self._reading.find(keys, label=label_tag(keys, label or ""), after=after, limit=limit)
@@ -189,13 +207,18 @@ class Dialogue:
 
     async def subject_of(self, call: Call, session: Where) -> UUID:
         """The id of a session's subject. Raises ``InvalidRequest`` where the session has none."""
+        found = await self.subject_id(call, session)
+        if found is None:
+            raise InvalidRequest("The session has no subject.", "/subject")
+        return found
+
+    async def subject_id(self, call: Call, session: Where) -> UUID | None:
+        """The id of a session's subject, if it has one. Raises ``NotFound``."""
         keys = await self._reading.keys(call.caller.tenant)
         tag = external_tag(keys, session.kind, session.external) if session.external is not None else None
-        found = await self._reading.look_up(keys, Kind.SESSION, session.id, tag)
+        found = await self._reading.look_up(keys, Kind.SESSION, session.id, tag, call)
         if found is None or found[1]:
             raise NotFound
-        if found[0].subject is None:
-            raise InvalidRequest("The session has no subject.", "/subject")
         return found[0].subject
 
     # ------------------------------------------------------------ containers
@@ -204,7 +227,9 @@ class Dialogue:
         """The container that the external id names, made if there is none; and whether it was made."""
         keys = await self._reading.keys(call.caller.tenant)
         if where.external is not None:
-            found = await self._reading.look_up(keys, where.kind, None, external_tag(keys, where.kind, where.external))
+            found = await self._reading.look_up(
+                keys, where.kind, None, external_tag(keys, where.kind, where.external), call
+            )
             if found is not None and not found[1]:
                 return await self.record(call, Where(where.kind, found[0].id), _CREATE[where.kind]), False
         action = _CREATE[where.kind]
@@ -276,19 +301,20 @@ class Dialogue:
             known = keys.known(before.id)
             ck = keys.container_key(before.id, known.ck_generation) if known is not None else None
             if known is None or ck is None:
-                found = await self._reading.look_up(keys, before.kind, before.id, None)
+                found = await self._reading.look_up(keys, before.kind, before.id, None, call)
                 if found is None:
                     raise NotFound
                 known = found[0]
                 ck = await self._reading.container_key(keys, before.kind, before.id, known.ck_generation)
             version = new_id()
+            labels = list(dict.fromkeys(labels))
             change |= {
-                "labels": [label_tag(keys, label) for label in dict.fromkeys(labels)],
+                "labels": [label_tag(keys, label) for label in labels],
                 "meta_version": version,
-                "if_meta_version": before.meta_version,
+                "if_meta_version": str(before.meta_version),
             }
             target.ck = known.ck_generation
-            target.meta = seal_meta(keys, ck, known.ck_generation, before.id, version, before.external_id, list(labels))
+            target.meta = seal_meta(keys, ck, known.ck_generation, before.id, version, before.external_id, labels)
         target.change = orjson.dumps(change).decode()
         return target
 

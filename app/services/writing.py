@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import orjson
 
 from app.crypto.secret import SecretKey
-from app.errors import InvalidRequest, NotFound, PreconditionFailed, Tampered, Unavailable
+from app.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Tampered, Unavailable
 from app.identity import NO_UUID, Kind, new_id
 from app.services import content
 from app.services.changes import Applied, Call, Changes, Delete, Found, Making, Merge, Put, Where
@@ -86,7 +86,7 @@ class Writing:
                 done = await self._attempt(call, keys, drafts)
             else:
                 async with lock:
-                    done = await self._attempt(call, keys, drafts)
+                    done = await self._attempt(call, keys, [_caught_up(keys, draft) for draft in drafts])
             if done is not None:
                 return done
         raise Unavailable
@@ -126,15 +126,18 @@ class Writing:
                 for draft, target, result in zip(drafts, targets, results, strict=True)
             ]
         if status == "replay":
-            return _replayed(open_answer(keys, tag or b"", results[0].head["body"]), results[0].head)
+            async with self._reading.alarmed(call, NO_UUID):
+                return _replayed(open_answer(keys, tag or b"", results[0].head["body"]), results[0].head)
         if status in STALE:
             await self._look_again(call, keys, drafts, results, status)
             return None
         if status in WIPES:
             self._keyring.discard(call.caller.tenant, at_once=True)
+        if status == "absent" and _guessed(keys, drafts):
+            return None
         if status == "precondition" and any(draft.changes.merges for draft in drafts) and not _asked(drafts):
             return None  # the object that was merged has moved on: merge again
-        if status == "no-object" and any(draft.changes.puts for draft in drafts):
+        if status == "no-object" and any(draft.changes.puts or draft.changes.merges for draft in drafts):
             raise PreconditionFailed("Nothing is stored there, so If-Match can't hold.")
         raise refusal(status, _failed_head(drafts, results))
 
@@ -158,16 +161,13 @@ class Writing:
         results = await self._lane.submit(Write(keys.tenant, call.caller.api_key, keys.epoch, [target]))
         if results[0].status == "ok":
             await self.deletions.append(deletions_of(keys.tenant, [target], results))
-        keys.forget(container)
+        keys.erase(container)
 
     async def ensure(self, call: Call, where: Where, make: Making | None = None) -> UUID:
         """The id of the container that ``where.external`` names, made if there is none."""
         keys = await self._reading.keys(call.caller.tenant)
         tag = external_tag(keys, where.kind, where.external or "")
-        known = keys.external(where.kind, tag)
-        if known is not None and keys.known(known) is not None:
-            return known
-        found = await self._reading.look_up(keys, where.kind, None, tag)
+        found = await self._reading.look_up(keys, where.kind, None, tag, call)
         if found is not None and not found[1]:
             return found[0].id
         own = Call(call.caller, call.purpose, call.trace)
@@ -183,19 +183,22 @@ class Writing:
         if container is not None:
             known = keys.known(container)
             ck = keys.container_key(container, known.ck_generation) if known is not None else None
-            if known is not None and ck is not None:
+            if known is not None and ck is not None and not changes.only_new:
                 return _moved_on(keys, Draft(changes, known, ck))
-        found = await self._reading.look_up(keys, where.kind, where.id, tag)
+        found = await self._reading.look_up(keys, where.kind, where.id, tag, call)
         if found is None or found[1]:
             if changes.make is None:
                 raise NotFound
             if found is not None:
                 await self.expire(call, keys, where.kind, found[0].id)
             draft = _made(keys, changes)
+            draft.known.subject = changes.make.subject_id
             if changes.make.subject is not None:
                 draft.known.subject = await self.ensure(call, Where(Kind.SUBJECT, external=changes.make.subject))
             draft.known.complete = True
             return draft
+        if changes.only_new:
+            raise Conflict("A session with this external_id exists. Choose another.")
         known = found[0]
         ck = keys.container_key(known.id, known.ck_generation)
         if ck is None:
@@ -225,8 +228,6 @@ class Writing:
         puts = []
         for merge in draft.changes.merges:
             found = stored.get((merge.collection, merge.key))
-            if merge.if_version is not None and (found is None or merge.if_version not in {NO_UUID, found.version}):
-                raise PreconditionFailed(current=str(found.version) if found is not None else None)
             puts.append(_merge_into(found, merge))
         return puts
 
@@ -237,7 +238,7 @@ class Writing:
     ) -> Applied:
         head, known = result.head, draft.known
         if any(operation.type == "erase" for operation in target.operations):
-            keys.forget(known.id)
+            keys.erase(known.id)
         else:
             if draft.new_key is not None:
                 keys.keep_key(known.id, known.ck_generation, draft.ck)
@@ -253,9 +254,10 @@ class Writing:
             placed = [operation for operation in target.operations if operation.type == "put"][: len(puts)]
             puts = [same.get(op.id, version) for op, version in zip(placed, puts, strict=True)]
         popped = []
-        for row in result.turns:
-            ck = await self._reading.container_key(keys, Kind.SESSION, known.id, row["ck_generation"])
-            popped.append(open_turn(keys, ck, known.id, row))
+        async with self._reading.alarmed(call, known.id):
+            for row in result.turns:
+                ck = await self._reading.container_key(keys, Kind.SESSION, known.id, row["ck_generation"])
+                popped.append(open_turn(keys, ck, known.id, row))
         return Applied(
             known.id,
             head["commit_number"],
@@ -292,6 +294,14 @@ def _moved_on(keys: TenantKeys, draft: Draft) -> Draft:
     ck, sealed = keys.new_container_key(known.id, generation)
     moved = Known(known.id, generation, keys.active, known.commit, known.head, known.subject, complete=known.complete)
     return Draft(draft.changes, moved, ck, new_key=sealed, trk=keys.active)
+
+
+def _caught_up(keys: TenantKeys, draft: Draft) -> Draft:
+    """With what those who held the lock before have seen of the container."""
+    now = keys.known(draft.known.id)
+    if now is not None and now.ck_generation == draft.known.ck_generation and draft.new_key is None:
+        draft.known.commit, draft.known.head = now.commit, now.head
+    return draft
 
 
 def _target(keys: TenantKeys, draft: Draft, merged: Sequence[Put], facts: str) -> WriteTarget:
@@ -372,7 +382,7 @@ def _make(keys: TenantKeys, draft: Draft, target: WriteTarget) -> None:
         target.external = external_tag(keys, where.kind, where.external)
     target.make = orjson.dumps(
         {
-            "subject": draft.known.subject,
+            "subject": str(draft.known.subject) if draft.known.subject is not None else None,
             "meta_version": version,
             "ttl_idle": idle,
             "ttl_absolute": absolute,
@@ -427,15 +437,32 @@ def _guarded(changes: Changes) -> bool:
 
 def _asked(drafts: Sequence[Draft]) -> bool:
     """Whether the caller stated a precondition of its own."""
-    return any(put.if_version is not None or put.if_none for draft in drafts for put in draft.changes.puts) or any(
-        delete.if_version is not None for draft in drafts for delete in draft.changes.deletes
-    )
+    for changes in (draft.changes for draft in drafts):
+        if any(put.if_version is not None or put.if_none for put in changes.puts):
+            return True
+        if any(merge.if_version not in {None, NO_UUID} for merge in changes.merges):
+            return True
+        if any(delete.if_version is not None for delete in changes.deletes):
+            return True
+    return False
+
+
+def _guessed(keys: TenantKeys, drafts: Sequence[Draft]) -> bool:
+    """Forget containers that another worker may have removed. Whether one was found by its name: it may exist anew."""
+    for draft in drafts:
+        keys.forget(draft.known.id)
+    return any(draft.changes.where.external is not None and not draft.created for draft in drafts)
 
 
 def _merge_into(found: Found | None, merge: Merge) -> Put:
     """A put that holds only if the object is still ``found`` (or still absent)."""
     before = content.parse(found.body) if found is not None else None
     body = content.dump(content.merge(before, merge.patch))
+    if merge.largest is not None and len(body) > merge.largest:
+        raise InvalidRequest(f"The merged object would be larger than {merge.largest} bytes.")
+    if merge.if_version is not None and (found is None or merge.if_version not in {NO_UUID, found.version}):
+        # It can't hold, but a repeated request must still get its first answer: the statement knows.
+        return Put(merge.collection, merge.key, "application/json", body, inline=True, if_version=merge.if_version)
     return Put(
         merge.collection,
         merge.key,
