@@ -63,7 +63,8 @@ async def _item(services: Services, request: Request, call: Call, item: BatchIte
     if item.op == "merge":
         if isinstance(item.base64, str) or not isinstance(item.json, bytes | memoryview):
             raise InvalidRequest("A merge takes json.", pointer)
-        merge = Merge(item.collection, item.key, content.patch(memoryview(item.json)), version_in(item.if_match))
+        patch, largest = content.patch(memoryview(item.json)), services.limits.object
+        merge = Merge(item.collection, item.key, patch, version_in(item.if_match), largest)
         done = (await services.dialogue.commit(call, [Changes(where, "context.commit", merges=[merge])]))[0]
         return BatchResult(201 if done.inserted else 200, version=done.merges[0], commit=done.commit)
     put = put_in(

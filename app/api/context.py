@@ -105,7 +105,7 @@ def _put(kind: Kind) -> Run:
 def _patch(kind: Kind) -> Run:
     async def patch_object(services: Services, request: Request, body: bytes) -> Answer:
         where, collection, key = _place(kind, request)
-        merge = Merge(collection, key, content.patch(body), if_version(request))
+        merge = Merge(collection, key, content.patch(body), if_version(request), services.limits.object)
         call = call_of(request, body)
         done = (await services.dialogue.commit(call, [Changes(where, "context.commit", merges=[merge])]))[0]
         version = done.merges[0]

@@ -105,9 +105,9 @@ def put_in(each: ObjectIn, pointer: str, largest: int) -> Put:
     )
 
 
-def merges_in(merges: Sequence[MergeIn]) -> list[Merge]:
+def merges_in(merges: Sequence[MergeIn], largest: int) -> list[Merge]:
     return [
-        Merge(each.collection, each.key, content.patch(memoryview(each.json)), version_in(each.if_match))
+        Merge(each.collection, each.key, content.patch(memoryview(each.json)), version_in(each.if_match), largest)
         for each in merges
     ]
 

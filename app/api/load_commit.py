@@ -22,7 +22,7 @@ from app.api.schemas import AppChanges, CommitIn, CommitOut, LoadIn, LoadOut, Su
 from app.api.table import IDEMPOTENCY_KEY, PURPOSE, ResponseDoc, Route
 from app.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, PreconditionFailed, PreconditionRequired
 from app.identity import Kind, Purpose, Scope
-from app.services.changes import Call, Changes, Select, TurnRange, Where
+from app.services.changes import Call, Changes, Making, Select, TurnRange, Where
 from app.services.dialogue import Loading
 from app.services.services import Services
 
@@ -72,7 +72,7 @@ async def commit(services: Services, request: Request, body: CommitIn) -> Answer
             where,
             "context.commit",
             puts_in(body.put, "/put", largest),
-            merges_in(body.merge),
+            merges_in(body.merge, largest),
             deletes_in(body.delete, "/delete"),
             turns_in(body.turns, "/turns", largest),
             body.expected_commit,
@@ -83,7 +83,8 @@ async def commit(services: Services, request: Request, body: CommitIn) -> Answer
     if body.subject is not None:
         parts.append(await _subject_part(services, call, body, where, body.subject))
     if body.app is not None:
-        parts.append(await _app_part(services, call, body.app))
+        app = Where(Kind.APP, external=body.app.name)
+        parts.append(_changes_of(services, app, body.app, "/app"))
     applied = await services.dialogue.commit(call, parts)
     rest = iter(applied[1:])
     return json_answer(
@@ -100,16 +101,10 @@ async def _subject_part(
 ) -> Changes:
     """The subject by the name that ``create`` gives, else the session's."""
     if body.create is not None and body.create.subject is not None:
-        named = Where(Kind.SUBJECT, external=body.create.subject)
-        subject = Where(Kind.SUBJECT, await services.dialogue.ensure(call, named))
+        subject = Where(Kind.SUBJECT, external=body.create.subject)
     else:
         subject = Where(Kind.SUBJECT, await services.dialogue.subject_of(call, where))
     return _changes_of(services, subject, changes, "/subject")
-
-
-async def _app_part(services: Services, call: Call, changes: AppChanges) -> Changes:
-    app = Where(Kind.APP, await services.dialogue.ensure(call, Where(Kind.APP, external=changes.name)))
-    return _changes_of(services, app, changes, "/app")
 
 
 def _changes_of(services: Services, where: Where, changes: SubjectChanges | AppChanges, pointer: str) -> Changes:
@@ -117,9 +112,10 @@ def _changes_of(services: Services, where: Where, changes: SubjectChanges | AppC
         where,
         "context.commit",
         puts_in(changes.put, f"{pointer}/put", services.limits.object),
-        merges_in(changes.merge),
+        merges_in(changes.merge, services.limits.object),
         deletes_in(changes.delete, f"{pointer}/delete"),
         expected_commit=changes.expected_commit,
+        make=Making() if where.external is not None else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -85,23 +86,39 @@ class Reading:
                 return keys.open_container_key(container, generation, row["trk_generation"], row["sealed"])
         raise Tampered
 
+    @asynccontextmanager
+    async def alarmed(self, call: Call | None, container: UUID) -> AsyncIterator[None]:
+        """What is refused as tampered in here is an event and an alarm."""
+        try:
+            yield
+        except Tampered:
+            if call is not None:
+                await self.auditing.tampered(call.caller, call.trace, container)
+            raise
+
     async def look_up(
-        self, keys: TenantKeys, kind: Kind, container: UUID | None, external: UUID | None
+        self,
+        keys: TenantKeys,
+        kind: Kind,
+        container: UUID | None,
+        external: UUID | None,
+        call: Call | None = None,
     ) -> tuple[Known, bool] | None:
         """What a write must know of a container, with its current key opened; and whether it has expired."""
         rows = await self._pool.resolve(keys.tenant, kind, container, external)
         if not rows:
             return None
         row = rows[0]
-        current = next((key for key in rows if key["key_generation"] == row["ck_generation"]), None)
-        if current is None:
-            raise Tampered
+        async with self.alarmed(call, row["id"]):
+            current = next((key for key in rows if key["key_generation"] == row["ck_generation"]), None)
+            if current is None:
+                raise Tampered
+            if keys.container_key(row["id"], row["ck_generation"]) is None:
+                keys.open_container_key(row["id"], row["ck_generation"], current["trk_generation"], current["sealed"])
         known = Known(
             row["id"], row["ck_generation"], current["trk_generation"], row["commit_number"], row["turn_head"],
             row["subject_id"], complete=True,
         )  # fmt: skip
-        if keys.container_key(known.id, known.ck_generation) is None:
-            keys.open_container_key(known.id, known.ck_generation, known.trk_generation, current["sealed"])
         keys.learn(known)
         if external is not None:
             keys.learn_external(kind, external, known.id)
@@ -145,13 +162,10 @@ class Reading:
         if result.status != "ok":
             raise NotFound
         self.learn(keys, result)
-        try:
+        async with self.alarmed(call, result.head["id"]):
             objects = await self.open_objects(keys, kind, result)
             turns = await self.open_turns(keys, result)
             return Opened(await self.record(keys, kind, result), objects, turns)
-        except Tampered:
-            await self.auditing.tampered(call.caller, call.trace, result.head["id"])
-            raise
 
     async def record(self, keys: TenantKeys, kind: Kind, result: TargetResult) -> Container:
         """The container's record; its names where the statement was asked for them."""

@@ -155,12 +155,16 @@ class TenantKeys:
             self._externals.popitem(last=False)
 
     def forget(self, container: UUID) -> None:
-        """Drop what is known of a container that changed behind our back, and its keys."""
+        """Drop what is believed of a container that changed behind our back. Its keys stay: others may be using them."""
         self._known.pop(container, None)
-        for entry in [entry for entry in self._containers if entry[0] == container]:
-            self._containers.pop(entry).wipe()
         for name in [name for name, held in self._externals.items() if held == container]:
             del self._externals[name]
+
+    def erase(self, container: UUID) -> None:
+        """Forget a container that is no more, and wipe its keys."""
+        self.forget(container)
+        for entry in [entry for entry in self._containers if entry[0] == container]:
+            self._containers.pop(entry).wipe()
 
     def renew(self, fresh: TenantKeys) -> None:
         """Take over the lease that ``fresh`` proved, and wipe it: it opened the same keys under the same epoch."""

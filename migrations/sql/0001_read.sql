@@ -39,7 +39,7 @@ BEGIN
     ), tgt AS MATERIALIZED (
         SELECT a.n::int AS n, a.event, a.time, a.seq, a.action, a.facts, a.want, req.tenant,
                CASE WHEN req.status <> 'ok' THEN req.status
-                    WHEN c.id IS NULL OR c.expires_at <= now() THEN 'absent'
+                    WHEN c.id IS NULL OR (c.expires_at <= now() AND NOT c.hold) THEN 'absent'
                     ELSE 'ok' END AS status,
                c.id AS container, c.kind, c.subject_id, c.meta_version, c.meta, c.meta_ck, c.ck_generation,
                c.commit_number, c.turn_head, c.ttl_absolute_seconds, c.ttl_idle_seconds, c.hold, c.created_at,

@@ -66,12 +66,12 @@ BEGIN
                         WHEN i.key_tag IS NOT NULL AND i.fingerprint = r_print[a.request] THEN 'replay'
                         WHEN i.key_tag IS NOT NULL THEN 'mismatch'
                         WHEN t.require_preconditions AND NOT coalesce(r_guarded[a.request], true) THEN 'guard'
-                        WHEN a.make IS NOT NULL AND x.id IS NOT NULL AND x.expires_at <= now() THEN 'gone'
+                        WHEN a.make IS NOT NULL AND x.id IS NOT NULL AND x.expires_at <= now() AND NOT x.hold THEN 'gone'
                         WHEN a.make IS NOT NULL AND x.id IS NOT NULL THEN 'exists'
                         WHEN a.make IS NOT NULL AND a.expected <> 0 THEN 'commit'
                         WHEN a.make IS NOT NULL THEN 'ok'
                         WHEN c.id IS NULL OR c.kind <> a.kind THEN 'absent'
-                        WHEN c.expires_at <= now() AND a.action <> 'retention.expire' THEN 'absent'
+                        WHEN c.expires_at <= now() AND NOT c.hold AND a.action <> 'retention.expire' THEN 'absent'
                         WHEN (a.action = 'retention.expire') AND (c.hold OR c.expires_at IS NULL OR c.expires_at > now())
                             THEN 'hold'
                         WHEN c.hold AND EXISTS (SELECT FROM unnest(o_target, o_type) AS o (target, type)
@@ -407,7 +407,7 @@ LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     PERFORM set_config('confide.tenants', p_tenants, true);
     RETURN QUERY
-    SELECT c.id, c.subject_id, c.ck_generation, c.commit_number, c.turn_head, coalesce(c.expires_at <= now(), false),
+    SELECT c.id, c.subject_id, c.ck_generation, c.commit_number, c.turn_head, coalesce(c.expires_at <= now() AND NOT c.hold, false),
            k.generation, k.trk_generation, k.sealed
     FROM confide.container c
     LEFT JOIN confide.container_key k ON k.tenant_id = c.tenant_id AND k.container_id = c.id
@@ -424,12 +424,12 @@ BEGIN
     RETURN QUERY
     SELECT c.id FROM confide.container c
     WHERE p_subject IS NOT NULL AND c.tenant_id = p_tenant AND c.subject_id = p_subject AND c.kind = 'session'
-      AND (c.expires_at > now()) IS NOT FALSE AND (p_after IS NULL OR c.id > p_after)
+      AND (c.expires_at > now() OR c.hold) IS NOT FALSE AND (p_after IS NULL OR c.id > p_after)
     UNION ALL
     SELECT c.id FROM confide.container_label l
     JOIN confide.container c ON c.tenant_id = l.tenant_id AND c.id = l.container_id
     WHERE p_label IS NOT NULL AND l.tenant_id = p_tenant AND l.label_tag = p_label AND c.kind = 'session'
-      AND (c.expires_at > now()) IS NOT FALSE AND (p_after IS NULL OR c.id > p_after)
+      AND (c.expires_at > now() OR c.hold) IS NOT FALSE AND (p_after IS NULL OR c.id > p_after)
     ORDER BY id LIMIT p_limit;
 END $$;
 

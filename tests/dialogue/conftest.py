@@ -1,21 +1,33 @@
-"""A worker with one tenant."""
+"""A worker for each module of tests, and a tenant of its own for each test."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import pytest_asyncio
 
 from tests.cell import Cell, Tenant, running_cell
+from tests.conftest import temporary_database
 
 
-@pytest.fixture
-async def cell(database: str, tmp_path: Path) -> AsyncIterator[Cell]:
-    async with running_cell(database, tmp_path / "state") as cell:
+@pytest.fixture(scope="module")
+def module_database(postgres: str, database_template: str) -> Iterator[str]:
+    """A migrated database that the module's tests share, each with tenants of its own."""
+    with temporary_database(postgres, database_template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cell(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cell]:
+    async with running_cell(module_database, tmp_path_factory.mktemp("state")) as cell:
         yield cell
 
 
-@pytest.fixture
-async def tenant(cell: Cell) -> Tenant:
-    return await cell.tenant()
+@pytest_asyncio.fixture(loop_scope="module")
+async def tenant(cell: Cell) -> AsyncIterator[Tenant]:
+    """Made anew for each test: names and external ids never meet those of another."""
+    made = await cell.tenant()
+    yield made
+    for client in (made.runtime, made.admin, made.auditor):
+        await client.aclose()
