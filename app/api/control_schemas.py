@@ -15,14 +15,19 @@ from app.identity import Purpose, Role, Scope
 
 # Python's $ also matches before a last line feed, which the look-ahead then refuses.
 Label = Annotated[
-    str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$(?!\n)", description="1 to 63 of a-z, 0-9 and -, not beginning with -.")
+    str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$(?!\n)", description="1 to 63 of a-z, 0-9, -; no - first.")
 ]
 Lifetime = Annotated[int, Meta(ge=1, le=315360000, description="Seconds.")]
 Rate = Annotated[int, Meta(ge=1, le=1000000, description="Requests a second, for each worker of the cell.")]
 Aware = Annotated[datetime, Meta(tz=True)]
 Cidr = Annotated[
     str,
-    Meta(min_length=2, max_length=43, pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$(?!\n)", description="An address or network."),
+    Meta(
+        min_length=2,
+        max_length=43,
+        pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$(?!\n)",
+        description="An address or network.",
+    ),
 ]
 Limit = Annotated[int, Meta(ge=1, le=200)]
 
