@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from app import __version__
-from app.api import api_keys, audit, batch, containers, context, enrolment, jobs, load_commit, privacy_policy, tenants, turns
+from app.api import api_keys, audit, audit_streams, batch, containers, context, enrolment, jobs, load_commit, privacy_policy, tenants, turns
 from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
 from app.api.table import BodyLimits, Route
+from app.audit.checkpoint import Signer
 from app.config import CLIENT_VARIABLES, ConfigError, Settings, load, with_defaults
+from app.crypto.keys import hkdf_sha256
+from app.crypto.secret import SecretKey
 from app.errors import ConfideError
 from app.kms.registry import KmsSettings, ProviderRegistry
 from app.observability.logs import RequestLog, configure
@@ -33,7 +36,7 @@ from app.observability.metrics import Metrics
 from app.services import privacy
 from app.services.access import Access
 from app.services.api_keys import ApiKeys
-from app.services.audit_log import AuditLog
+from app.services.audit_parts import AuditOptions, AuditParts, audit_parts, dev_seed
 from app.services.auditing import Auditing
 from app.services.branching import Branching
 from app.services.cell_secrets import CellSecrets
@@ -86,7 +89,7 @@ __all__ = [  # the command line has its settings from here: it may not read them
 
 log = logging.getLogger("confide.main")
 
-RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit, privacy_policy)
+RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit, audit_streams, privacy_policy)
 """Each module declares its ``ROUTES``."""
 
 PARTITION_SECONDS: Final = 3600.0
@@ -142,6 +145,7 @@ def assemble(settings: Settings) -> Parts:
     keyring = Keyring(settings.region, KeyStore(ledger), calls, Providers(registry))
     reading = Reading(settings.region, keyring, lanes["read"], pool, auditing)
     control = ControlPlane(ledger, auditing, access)
+    trees = _audit(settings, auditing, access, control, metrics)
     keys = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
     deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
     dialogue = Dialogue(reading, Writing(reading, lanes["write"], deletions), lanes["write"])
@@ -169,7 +173,8 @@ def assemble(settings: Settings) -> Parts:
             maker=keyring,
         ),
         api_keys=keys,
-        audit_log=AuditLog(settings.region, control),
+        audit_log=trees.log,
+        audit=trees,
         jobs=Jobs(Ledger(connect), pool, auditing, control),
         privacy=privacy.assemble(
             ledger=Ledger(connect), control=control, deletions=deletions, observe_sweep=metrics.swept
@@ -217,6 +222,35 @@ def kms_settings(settings: Settings) -> KmsSettings:
         return kms.settings(settings.region, dev=settings.dev)
     except (ValueError, ConfideError) as error:
         raise ConfigError(f"the CONFIDE_* settings of the key management service: {error}") from None
+
+
+def _audit(
+    settings: Settings, auditing: Auditing, access: Access, control: ControlPlane, metrics: Metrics
+) -> AuditParts:
+    options = AuditOptions(
+        region=settings.region,
+        database_url=settings.database_url or "",
+        signer=audit_signer(settings),
+        retired_keys=settings.audit_retired_keys,
+        witness_folder=settings.audit_witness_dir or settings.state_dir / "witness",
+        stream_key=hkdf_sha256(SecretKey.of(cell_secret(settings)), b"confide/v1/audit-streams"),
+        private_receivers=settings.audit_private_receivers == "yes",
+        receiver_authorities=settings.audit_receiver_ca,
+    )
+    try:
+        return audit_parts(options, auditing=auditing, access=access, control=control, metrics=metrics)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def audit_signer(settings: Settings) -> Signer:
+    """What checkpoints and documents are signed with; in development a key that is made in the state directory."""
+    seed = settings.audit_signing_key
+    if seed is None:
+        if not settings.dev:
+            raise ConfigError("CONFIDE_AUDIT_SIGNING_KEY is not set")
+        seed = dev_seed(private_dir(settings.state_dir))
+    return Signer(f"{settings.audit_name}/{settings.region}/audit", seed)
 
 
 def _connect(settings: Settings) -> Connect:
@@ -320,6 +354,8 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
             stack.push_async_callback(lane.close)
         stack.push_async_callback(parts.services.keyring.close)
         await make_partitions(parts.services.ledger)
+        parts.services.audit.start()
+        stack.push_async_callback(parts.services.audit.close)
         parts.denials.start()
         stack.push_async_callback(parts.denials.close)
         parts.services.access.start()

@@ -67,6 +67,8 @@ _OVERSIGHT = {
     "audit.export": "Somebody exported the audit log.",
     "audit.stream": "An audit stream was created, changed, tested, deleted or fell behind.",
     "audit.retention": "Dropped a whole, sealed, exported range of the audit log, or changed how long it is kept.",
+    "audit.restore": "The log goes on under a new origin after a restore; `detail` says what was signed and is lost.",
+    "audit.quarantine": "An event of an unknown action could not be encoded and is sealed as this; `detail` says why.",
     "tamper.refused": "Stored bytes did not authenticate as what they should be and were refused.",
     "privacy.erasure": "Asked for, ran or attested the erasure of a subject or session.",
     "privacy.export": "Opened a subject's context to answer an access request.",

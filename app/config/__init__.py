@@ -74,6 +74,13 @@ class Settings:
     owner_database_url: str | None = setting("CONFIDE_OWNER_DATABASE_URL", database, None, secret=True)
     cell_secret: bytes | None = setting("CONFIDE_CELL_SECRET", secret_bytes, None, secret=True)
 
+    audit_name: str = setting("CONFIDE_AUDIT_NAME", text("[a-z0-9.-]{1,128}", "a host name of yours"), "confide.local")
+    audit_signing_key: bytes | None = setting("CONFIDE_AUDIT_SIGNING_KEY", secret_bytes, None, secret=True)
+    audit_retired_keys: str = setting("CONFIDE_AUDIT_RETIRED_KEYS", text(r"[\x21-\x7e]{0,8192}", "verifier keys"), "")
+    audit_witness_dir: Path | None = setting("CONFIDE_AUDIT_WITNESS_DIR", path, None)
+    audit_private_receivers: str = setting("CONFIDE_AUDIT_PRIVATE_RECEIVERS", one_of("no", "yes"), "no")
+    audit_receiver_ca: Path | None = setting("CONFIDE_AUDIT_RECEIVER_CA", path, None)
+
     max_json_bytes: int = setting("CONFIDE_MAX_JSON_BYTES", whole(KIB, 16 * MIB), 64 * KIB)
     max_envelope_bytes: int = setting("CONFIDE_MAX_ENVELOPE_BYTES", whole(64 * KIB, 64 * MIB), 16 * MIB)
     max_object_bytes: int = setting("CONFIDE_MAX_OBJECT_BYTES", whole(KIB, 16 * MIB), MIB)
@@ -172,4 +179,8 @@ def unsafe(settings: Settings) -> list[str]:
         faults.append("CONFIDE_CELL_SECRET is not set: openssl rand -hex 32, the same for all workers of the cell")
     elif len(set(settings.cell_secret)) < MIN_DISTINCT_BYTES:
         faults.append("CONFIDE_CELL_SECRET is a placeholder, not a random secret: openssl rand -hex 32")
+    if settings.audit_signing_key is None:
+        faults.append("CONFIDE_AUDIT_SIGNING_KEY is not set: openssl rand -hex 32, kept outside the database")
+    if settings.audit_private_receivers == "yes":
+        faults.append("CONFIDE_AUDIT_PRIVATE_RECEIVERS=yes is for CONFIDE_ENV=dev only")
     return faults

@@ -2,74 +2,128 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
 
-import orjson
-
-from app.audit.event import VERSION, format_time
+from app.errors import NotFound, TenantSuspended, Unauthenticated
 from app.identity import Caller
-from app.services.auditing import Trace
-from app.services.control import ControlPlane
+from app.services.access import Access
+from app.services.audit_events import entry_of, event_of
+from app.services.auditing import Auditing, Trace
+from app.services.control import check, with_detail
 from app.store import audit_query as rows
-from app.store.audit_query import Query
+from app.store.audit_pool import AuditPool
+from app.store.audit_query import FILTERS, Query
+from app.store.audit_tree import Connection
+from app.store.statements import Record
 
-_SORTED: Final = orjson.OPT_SORT_KEYS
+__all__ = ["AuditLog", "AuditReading", "Found", "event_of"]
 
 
-def event_of(row: Any, region: str) -> dict[str, Any]:
-    """A journal row as the event that ``app.audit.event.encode`` takes.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An event's place in the order (time, id), and its canonical JSON."""
 
-    What the statement knew stands in columns and wins over what the worker knew, ``facts``. Fields that say nothing are
-    left out, as the format has no null.
-    """
-    known = orjson.loads(row["facts"])
-    event: dict[str, Any] = {name: value for name, value in known.items() if value is not None and value != ""}
-    event |= {
-        "v": VERSION,
-        "id": str(row["id"]),
-        "time": format_time(row["time"]),
-        "tenant": str(row["tenant_id"]),
-        "region": region,
-        "writer": str(row["writer"]),
-        "seq": row["seq"],
-        "action": row["action"],
-        "outcome": row["outcome"],
-    }
-    if row["reason"] is not None:
-        if row["outcome"] == "allowed":  # e.g. a commit's answer that was given again
-            event["detail"] = event.get("detail", {}) | {"note": row["reason"]}
-        else:
-            event["reason"] = row["reason"]
-    if row["container"] is not None:
-        event["container"] = str(row["container"])
-    if row["objects"]:
-        event["objects"] = [
-            [str(item), str(version)] for item, version in zip(row["objects"], row["versions"], strict=True)
-        ]
-    if row["turns"] and None not in row["turns"]:
-        event["turns"] = [[row["turns"][0], row["turns"][1]]]
-    if row["commit_number"] is not None:
-        event["commit"] = row["commit_number"]
-    return event
+    time: datetime
+    id: UUID
+    entry: bytes
+
+
+class AuditReading:
+    """Transactions of those who read the log: the caller is checked anew, and the reading becomes an event."""
+
+    def __init__(self, pool: AuditPool, auditing: Auditing, access: Access) -> None:
+        self.pool = pool
+        self.auditing = auditing
+        self._access = access
+
+    @asynccontextmanager
+    async def act(
+        self,
+        caller: Caller,
+        trace: Trace,
+        action: str,
+        event: UUID | None = None,
+        *,
+        snapshot: bool = False,
+        **detail: str | int,
+    ) -> AsyncIterator[tuple[Connection, dict[str, str | int]]]:
+        """When the body is through, the event is committed. Raises Unauthenticated, TenantSuspended, Unavailable."""
+        try:
+            async with self.pool.transaction(caller.tenant, snapshot=snapshot) as tx:
+                await check(tx, caller)
+                yield tx.connection, detail
+        except Unauthenticated:
+            self._access.forget(caller.api_key)
+            raise
+        except TenantSuspended:
+            await self.auditing.denied(caller, "suspended", trace)
+            raise
+        except NotFound:
+            await self.record(caller, trace, action, detail, "denied", "absent")
+            raise
+        await self.record(caller, trace, action, detail, event=event)
+
+    async def record(
+        self,
+        caller: Caller,
+        trace: Trace,
+        action: str,
+        detail: dict[str, str | int],
+        outcome: str = "allowed",
+        reason: str | None = None,
+        event: UUID | None = None,
+    ) -> None:
+        facts = with_detail(await self.auditing.control_facts(caller, trace), detail)
+        await self.auditing.append(Record(caller.tenant, action, outcome, facts, reason, event=event))
 
 
 class AuditLog:
-    """Queries over the journal."""
+    """Queries over what is sealed and what is about to be."""
 
-    def __init__(self, region: str, control: ControlPlane) -> None:
+    def __init__(self, region: str, reading: AuditReading) -> None:
         self._region = region
-        self._control = control
+        self._reading = reading
 
-    async def query(self, caller: Caller, query: Query, trace: Trace) -> tuple[list[bytes], Any]:
-        """Canonical JSON of up to ``query.limit`` events, and the row to go on behind where there are more, or None."""
-        filters = [
-            name for name in ("since", "until", "action", "outcome", "principal", "container") if getattr(query, name)
-        ]
+    async def query(self, caller: Caller, query: Query, trace: Trace) -> tuple[list[bytes], Found | None]:
+        """Canonical JSON of up to ``query.limit`` events, and the place to go on behind where there are more, or None."""
+        used = [name for name in FILTERS if getattr(query, name) is not None]
         wide = replace(query, limit=query.limit + 1)
-        async with self._control.act(caller, trace, "audit.query", filters=",".join(filters)) as act:
-            found = await rows.page(act.tx, wide)
+        async with self._reading.act(caller, trace, "audit.query", snapshot=True, filters=",".join(used)) as (
+            connection,
+            detail,
+        ):
+            found = [Found(row["time"], row["id"], row["entry"]) for row in await rows.sealed(connection, wide)]
+            found += [
+                Found(row["time"], row["id"], entry_of(row, self._region)[1])
+                for row in await rows.tail(connection, wide)
+            ]
+            found.sort(key=lambda one: (one.time, one.id), reverse=query.newest_first)
             shown = found[: query.limit]
-            act.detail["events"] = len(shown)
-        events = [orjson.dumps(event_of(row, self._region), option=_SORTED) for row in shown]
-        return events, shown[-1] if len(found) > query.limit else None
+            detail["events"] = len(shown)
+        return [one.entry for one in shown], shown[-1] if len(found) > query.limit else None
+
+    async def summary(self, caller: Caller, since: datetime, until: datetime, trace: Trace) -> dict[str, Any]:
+        """Counts by action, purpose, principal, outcome and day; an event without the field counts nowhere there."""
+        counted: dict[str, dict[str, int]] = {name: {} for name in ("action", "purpose", "principal", "outcome", "day")}
+        async with self._reading.act(caller, trace, "audit.query", snapshot=True, what="summary") as (
+            connection,
+            detail,
+        ):
+            for row in await rows.summary(connection, caller.tenant, since, until):
+                if row["value"] is not None:
+                    counted[row["dimension"]][row["value"]] = row["events"]
+            total = sum(counted["outcome"].values())
+            detail["events"] = total
+        return {"from": since, "to": until, "events": total} | counted
+
+    async def counts(self, caller: Caller, since: datetime, until: datetime, trace: Trace) -> list[dict[str, Any]]:
+        """An operator's view: how many sealed events of which kind each tenant has."""
+        async with self._reading.act(caller, trace, "audit.query", what="counts") as (connection, detail):
+            found = [dict(row) for row in await rows.counts(connection, since, until)]
+            detail["rows"] = len(found)
+        return found

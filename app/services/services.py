@@ -9,6 +9,7 @@ from typing import Any
 from app.services.access import Access
 from app.services.api_keys import ApiKeys
 from app.services.audit_log import AuditLog
+from app.services.audit_parts import AuditParts
 from app.services.auditing import Auditing
 from app.services.branching import Branching
 from app.services.cell_secrets import CellSecrets
@@ -49,5 +50,6 @@ class Services:
     tenants: Tenants
     api_keys: ApiKeys
     audit_log: AuditLog
+    audit: AuditParts
     jobs: Jobs
     privacy: Privacy

@@ -1,18 +1,28 @@
-"""SQL for reading the audit journal. Nothing here writes."""
+"""SQL for reading a tenant's audit log: what is sealed, and the journal's tail that isn't yet. Nothing here writes.
+
+Run both in one snapshot: then an event is in exactly one of the two.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from app.store.ledger import Transaction
+from app.store.audit_tree import Connection
 
-COLUMNS: Final = (
-    "tenant_id, id, time, writer, seq, action, outcome, reason, container, objects, versions, turns, commit_number,"
-    " facts"
+JOURNAL: Final = (
+    "j.tenant_id, j.id, j.time, j.writer, j.seq, j.action, j.outcome, j.reason, j.container, j.objects, j.versions,"
+    " j.turns, j.commit_number, j.facts"
 )
+TAIL: Final = (
+    " FROM confide_audit.journal j LEFT JOIN confide_audit.mark m ON m.writer = j.writer"
+    " WHERE j.tenant_id = $1 AND j.time >= (SELECT s.swept_to FROM confide_audit.sealer s)"
+    " AND j.flush > coalesce(m.flush, 0)"
+)
+"""What the sealer has not come to. Before ``swept_to`` everything is sealed, unless a clock jumped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,50 +30,138 @@ class Query:
     """Which events. ``since`` is included, ``until`` isn't; ``after`` is the place (time, id) behind which to go on."""
 
     tenant: UUID
-    newest_first: bool
-    limit: int
+    newest_first: bool = True
+    limit: int = 100
     since: datetime | None = None
     until: datetime | None = None
     action: str | None = None
     outcome: str | None = None
     principal: UUID | None = None
+    api_key: UUID | None = None
     container: UUID | None = None
+    object: UUID | None = None
+    kek: str | None = None
+    kms_request_id: str | None = None
+    purpose: str | None = None
     after: tuple[datetime, UUID] | None = None
 
 
-async def page(tx: Transaction, query: Query) -> list[Any]:
-    """Journal rows in the order of (time, id)."""
-    # The journal is read through its BRIN index, which needs the bitmap scans that the dialogue statements do without.
-    await tx.connection.execute("SET LOCAL enable_bitmapscan = on; SET LOCAL enable_seqscan = on")
-    arguments: list[Any] = [query.tenant]
-    wheres = ["tenant_id = $1"]
+FILTERS: Final = (
+    "since",
+    "until",
+    "action",
+    "outcome",
+    "principal",
+    "api_key",
+    "container",
+    "object",
+    "kek",
+    "kms_request_id",
+    "purpose",
+)
+_SEALED: Final = ("action", "outcome", "principal", "api_key", "container", "kek", "kms_request_id", "purpose")
+_IN_FACTS: Final = ("principal", "api_key", "kek", "kms_request_id", "purpose")
 
-    def also(condition: str, *values: Any) -> None:
-        places = [f"${len(arguments) + number}" for number in range(1, len(values) + 1)]
-        arguments.extend(values)
-        wheres.append(condition.format(*places))
 
-    for condition, value in (
-        ("time >= {}", query.since),
-        ("time < {}", query.until),
-        ("action = {}", query.action),
-        ("outcome = {}", query.outcome),
-        ("container = {}", query.container),
-    ):
-        if value is not None:
-            also(condition, value)
-    if query.principal is not None:
-        also("facts::jsonb ->> 'principal' = {}", str(query.principal))
-    down = query.newest_first
+@dataclass(slots=True)
+class _Where:
+    """Conditions and their arguments."""
+
+    arguments: list[Any]
+    conditions: list[str] = field(default_factory=list)
+
+    def also(self, condition: str, *values: Any) -> None:
+        places = [f"${len(self.arguments) + number}" for number in range(1, len(values) + 1)]
+        self.arguments.extend(values)
+        self.conditions.append(condition.format(*places))
+
+    def limit(self, count: int) -> str:
+        self.arguments.append(count)
+        return f" LIMIT ${len(self.arguments)}"
+
+    def __str__(self) -> str:
+        return "".join(f" AND {condition}" for condition in self.conditions)
+
+
+def _bounds(where: _Where, query: Query, place: str) -> str:
+    """Time, and where to go on; answers the order. ``place``: alias of the table whose index gives it."""
+    if query.since is not None:
+        where.also(f"{place}.time >= {{}}", query.since)
+    if query.until is not None:
+        where.also(f"{place}.time < {{}}", query.until)
     if query.after is not None:
-        also(
-            "time " + ("<=" if down else ">=") + " {0} AND (time, id) " + ("<" if down else ">") + " ({0}, {1})",
-            *query.after,
+        sign = "<" if query.newest_first else ">"
+        where.also(f"({place}.time, {place}.id) {sign} ({{0}}, {{1}})", *query.after)
+    down = " DESC" if query.newest_first else ""
+    return f" ORDER BY {place}.time{down}, {place}.id{down}"
+
+
+async def sealed(connection: Connection, query: Query) -> list[Any]:
+    """(time, id, entry) of sealed events, in the order of (time, id)."""
+    where = _Where([query.tenant])
+    source, place = "confide_audit.event e WHERE e.tenant_id = $1", "e"
+    if query.object is not None:
+        source = (
+            "confide_audit.event_object o JOIN confide_audit.event e ON e.tenant_id = o.tenant_id AND e.id = o.id"
+            " AND e.sealed_at = o.sealed_at WHERE o.tenant_id = $1"
         )
-    order = "time DESC, id DESC" if down else "time, id"
-    arguments.append(query.limit)
-    sql = (
-        f"SELECT {COLUMNS} FROM confide_audit.journal WHERE {' AND '.join(wheres)}"  # noqa: S608  fixed conditions
-        f" ORDER BY {order} LIMIT ${len(arguments)}"
+        place = "o"
+        where.also("o.object = {}", query.object)
+    for name in _SEALED:
+        value = getattr(query, name)
+        if value is not None:
+            where.also(f"e.{name} = {{}}", value)
+    if query.outcome in {"denied", "failed"}:
+        where.also("e.outcome <> 'allowed'")  # lets the partial index serve
+    if query.purpose not in {None, "serve"}:
+        where.also("e.purpose <> 'serve'")
+    order = _bounds(where, query, place)
+    sql = f"SELECT {place}.time, {place}.id, e.entry FROM {source}{where}{order}{where.limit(query.limit)}"  # noqa: S608  fixed texts
+    return list(await connection.fetch(sql, *where.arguments))
+
+
+async def tail(connection: Connection, query: Query) -> list[Any]:
+    """Journal rows that are not sealed, in the order of (time, id)."""
+    where = _Where([query.tenant])
+    for name in ("action", "outcome", "container"):
+        value = getattr(query, name)
+        if value is not None:
+            where.also(f"j.{name} = {{}}", value)
+    for name in _IN_FACTS:
+        value = getattr(query, name)
+        if value is not None:
+            where.also(f"j.facts::jsonb ->> '{name}' = {{}}", str(value))
+    if query.object is not None:
+        where.also("{} = ANY (j.objects)", query.object)
+    order = _bounds(where, query, "j")
+    sql = f"SELECT {JOURNAL}{TAIL}{where}{order}{where.limit(query.limit)}"
+    return list(await connection.fetch(sql, *where.arguments))
+
+
+async def any_unsealed(connection: Connection, tenant: UUID, until: datetime | None) -> bool:
+    """Whether an event before ``until`` waits to be sealed."""
+    sql = f"SELECT EXISTS (SELECT{TAIL} AND ($2::timestamptz IS NULL OR j.time < $2))"
+    found: bool = await connection.fetchval(sql, tenant, until)
+    return found
+
+
+async def summary(connection: Connection, tenant: UUID, since: datetime, until: datetime) -> Sequence[Any]:
+    """Counts, a row for each value of each dimension; ``dimension`` names it, ``value`` is None where an event has none."""
+    return await connection.fetch(
+        "SELECT CASE grouping(action, purpose, principal, outcome, day) WHEN 15 THEN 'action' WHEN 23 THEN 'purpose'"
+        " WHEN 27 THEN 'principal' WHEN 29 THEN 'outcome' ELSE 'day' END AS dimension,"
+        " coalesce(action, purpose, principal::text, outcome, day::text) AS value, count(*) AS events FROM ("
+        " SELECT action, purpose, principal, outcome, (time AT TIME ZONE 'UTC')::date AS day FROM confide_audit.event"
+        "  WHERE tenant_id = $1 AND time >= $2 AND time < $3"
+        " UNION ALL SELECT j.action, j.facts::jsonb ->> 'purpose', (j.facts::jsonb ->> 'principal')::uuid, j.outcome,"
+        f"  (j.time AT TIME ZONE 'UTC')::date {TAIL} AND j.time >= $2 AND j.time < $3"
+        ") e GROUP BY GROUPING SETS ((action), (purpose), (principal), (outcome), (day)) ORDER BY 1, 3 DESC, 2",
+        tenant,
+        since,
+        until,
     )
-    return list(await tx.connection.fetch(sql, *arguments))
+
+
+async def counts(connection: Connection, since: datetime, until: datetime) -> Sequence[Any]:
+    """Sealed events of the whole cell by tenant, action and outcome: no event, no principal."""
+    return await connection.fetch("SELECT * FROM confide_audit.counts($1, $2) ORDER BY 1, 2, 3", since, until)

@@ -194,7 +194,7 @@ GRANT SELECT, UPDATE ON confide_audit.sealer TO confide_service;
 -- ---------------------------------------------------------------- the sealer's questions, which cross tenants
 
 -- Journal rows that are not sealed yet, at most p_step flushes of each writer, with the last flush that each writer had
--- committed at the same moment. p_since bounds the search by time; p_writer asks for one writer without that bound.
+-- committed at the same moment. p_since bounds the search by time; p_writer asks for one writer only.
 CREATE FUNCTION confide_audit.unsealed(p_since timestamptz, p_step bigint, p_writer uuid)
 RETURNS TABLE (tenant_id uuid, id uuid, "time" timestamptz, writer uuid, seq bigint, flush bigint, action text,
                outcome text, reason text, container uuid, objects uuid[], versions uuid[], turns bigint[],
@@ -208,7 +208,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' SET enable_seqscan = o
           WHERE p_writer IS NULL OR w.id = p_writer) w
     JOIN confide_audit.journal j ON j.writer = w.id AND j.flush > w.mark
         AND j.flush <= least(w.top, w.mark + p_step)
-    WHERE w.top > w.mark AND (p_writer IS NOT NULL OR j.time >= p_since)
+    WHERE w.top > w.mark AND j.time >= p_since
 $$;
 
 -- Writers with flushes that are not sealed: how many, and since when.
@@ -221,7 +221,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
     WHERE CASE WHEN w.flush < 0 THEN -w.flush - 1 ELSE w.flush END > coalesce(m.flush, 0)
 $$;
 
--- Heads of all logs, newest epoch of each tenant only where p_newest. Hashes and sizes, no events.
+-- The newest epoch's head of every log. Hashes and sizes, no events.
 CREATE FUNCTION confide_audit.heads() RETURNS SETOF confide_audit.log
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
     SELECT DISTINCT ON (tenant_id) * FROM confide_audit.log ORDER BY tenant_id, epoch DESC $$;

@@ -1,0 +1,126 @@
+"""The JSON bodies of the audit routes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from app.api.schemas import In, Out
+
+
+class EventsOut(Out):
+    """Events with the field names of docs/format-audit.md, in canonical form."""
+
+    events: list[dict[str, Any]]
+    cursor: str | None = None
+
+
+class SummaryOut(Out):
+    """Counts by value. An event that lacks a field is in none of that field's counts."""
+
+    from_: datetime = msgspec.field(name="from")
+    to: datetime
+    events: int = msgspec.field()
+    action: dict[str, int] = msgspec.field()
+    purpose: dict[str, int] = msgspec.field()
+    principal: dict[str, int] = msgspec.field()
+    outcome: dict[str, int] = msgspec.field()
+    day: dict[str, int] = msgspec.field()
+
+
+class CountOut(Out):
+    tenant_id: UUID
+    action: str
+    outcome: str
+    events: int
+
+
+class CountsOut(Out):
+    counts: list[CountOut]
+
+
+class CheckpointOut(Out):
+    """``root`` is base64; ``note`` the signed text."""
+
+    origin: str
+    size: int
+    root: str
+    signed_at: datetime
+    note: str
+
+
+class CheckpointsOut(Out):
+    """``keys`` are verifier keys, the present one first. ``next_below`` is there where more may follow."""
+
+    keys: list[str]
+    checkpoints: list[CheckpointOut]
+    epoch: int
+    next_below: int | None = None
+
+
+class InclusionOut(Out):
+    """``entry`` is the leaf entry: SHA-256(0x00 || entry) is the leaf's hash. ``proof``: hashes in base64."""
+
+    origin: str
+    leaf: int
+    size: int
+    entry: str
+    leaf_hash: str
+    proof: list[str]
+    checkpoint: str
+
+
+class ConsistencyOut(Out):
+    origin: str
+    from_: int = msgspec.field(name="from")
+    to: int
+    proof: list[str] = msgspec.field()
+    checkpoint: str = msgspec.field()
+
+
+# ---------------------------------------------------------------- streams
+
+
+class StreamIn(In):
+    """``url``: https. ``region``: where the receiver stands, as you declare it; events stay in the tenant's region."""
+
+    url: Annotated[str, Meta(min_length=9, max_length=2048)]
+    region: Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$(?!\n)")]
+
+
+class StreamOut(Out):
+    """A stream and its health. ``waiting``: sealed events not delivered; ``dropped``: left out after seven days."""
+
+    id: UUID
+    url: str
+    region: str
+    state: str
+    waiting: int
+    dropped: int
+    failures: int
+    created_at: datetime
+    last_ok_at: datetime | None = None
+    last_error: str | None = None
+    next_try_at: datetime | None = None
+
+
+class StreamCreated(Out):
+    """``secret`` signs the deliveries. It is shown this once."""
+
+    stream: StreamOut
+    secret: str
+
+
+class StreamsOut(Out):
+    streams: list[StreamOut]
+
+
+class StreamTested(Out):
+    """Whether the receiver took the test delivery; ``error`` is a code."""
+
+    delivered: bool
+    error: str | None = None

@@ -1,0 +1,92 @@
+"""After a restore: a log whose stored tree no longer holds what was signed goes on under a new origin.
+
+The first event of the new epoch names what was lost. The old epoch stays as it is and is never signed again.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+from uuid import UUID
+
+from app.audit.event import VERSION, encode, format_time, leaf_hash
+from app.audit.merkle import Frontier, ProofError
+from app.identity import new_id
+from app.services.audit_signing import Signing, check_extends
+from app.services.audit_witness import Seen
+from app.services.auditing import Auditing
+from app.store import audit_seal as rows
+from app.store.audit_seal import Connection, Leaf
+from app.store.audit_tree import Head, heads
+
+
+async def open_epochs(connection: Connection, signing: Signing, region: str, auditing: Auditing) -> int:
+    """Hold every log against the witness; answers how many new epochs were opened. The leader's first work."""
+    opened = 0
+    async with signing.witness.locked():
+        stored = await heads(connection)
+        for tenant, (epoch, seen) in _newest(signing).items():
+            head = stored.get(tenant)
+            why = await _lost(connection, head, epoch, seen)
+            if why is not None:
+                auditing.alarm("audit-restored", origin=seen.origin, cause=why)
+                await _open(
+                    connection, tenant, max(epoch, head.epoch if head is not None else 0) + 1, head, seen, region
+                )
+                opened += 1
+    return opened
+
+
+def _newest(signing: Signing) -> dict[UUID, tuple[int, Seen]]:
+    """The newest epoch that the witness knows of each tenant."""
+    newest: dict[UUID, tuple[int, Seen]] = {}
+    for origin, seen in signing.witness.all().items():
+        named = signing.names.parse(origin)
+        if named is not None and named[1] > newest.get(named[0], (0, seen))[0]:
+            newest[named[0]] = (named[1], seen)
+    return newest
+
+
+async def _lost(connection: Connection, head: Head | None, epoch: int, seen: Seen) -> str | None:
+    """Why the stored log isn't what the witness saw, or None."""
+    if head is None or head.epoch < epoch:
+        return "the log is missing"
+    if head.epoch > epoch:
+        return None
+    async with connection.transaction():
+        await rows.see(connection, [head.tenant])
+        try:
+            await check_extends(connection, head, seen)
+        except ProofError as error:
+            return str(error)
+    return None
+
+
+async def _open(connection: Connection, tenant: UUID, epoch: int, head: Head | None, seen: Seen, region: str) -> None:
+    kept = head.size if head is not None else 0
+    moment = await rows.now(connection)
+    event: dict[str, Any] = {
+        "v": VERSION,
+        "id": str(new_id()),
+        "time": format_time(moment),
+        "tenant": str(tenant),
+        "region": region,
+        "writer": str(new_id()),
+        "seq": 1,
+        "action": "audit.restore",
+        "outcome": "allowed",
+        "detail": {
+            "lost_origin": seen.origin,
+            "signed_size": seen.size,
+            "signed_root": b64encode(seen.root).decode(),
+            "stored_size": kept,
+        },
+    }
+    entry = encode(event)
+    frontier = Frontier()
+    nodes = frontier.append(leaf_hash(entry))
+    async with connection.transaction():
+        await rows.see(connection, [tenant])
+        await rows.grow(connection, Head(tenant, epoch, Frontier(), moment), frontier)
+        await rows.insert_leaves(connection, [Leaf(tenant, epoch, 0, UUID(event["id"]), moment, event, entry)])
+        await rows.insert_nodes(connection, [(tenant, epoch, node) for node in nodes])

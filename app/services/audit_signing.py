@@ -1,0 +1,142 @@
+"""Signing checkpoints: only of a tree that extends what the witness has seen, and only after the witness knows.
+
+Any worker may sign. What makes that safe is the order under the witness's lock: read the committed head, recompute from
+stored nodes that it extends the last tree signed, write the witness, and only then store and show the checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from app.audit.checkpoint import Checkpoint, Signer, VerifierKey
+from app.audit.merkle import NodeSource, ProofError, consistency_proof, root_at, verify_consistency
+from app.errors import Unavailable
+from app.services.audit_witness import Seen, Witness, WitnessError
+from app.services.auditing import Auditing
+from app.store import audit_tree as rows
+from app.store.audit_pool import AuditPool
+from app.store.audit_tree import Connection, Head
+
+BATCH: Final = 64
+
+
+class Forked(Exception):  # noqa: N818
+    """A stored tree doesn't extend what was signed: it was restored from a backup, or rewritten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """``name`` is the signing key's, and the start of every origin: ``<name>/<tenant>``, from epoch 2 on ``…/<epoch>``."""
+
+    name: str
+
+    def origin(self, tenant: UUID, epoch: int) -> str:
+        return f"{self.name}/{tenant}" + (f"/{epoch}" if epoch > 1 else "")
+
+    def parse(self, origin: str) -> tuple[UUID, int] | None:
+        """Tenant and epoch; None for an origin of another name."""
+        match = re.fullmatch(re.escape(self.name) + r"/([0-9a-f-]{36})(?:/([1-9][0-9]{0,8}))?", origin)
+        return (UUID(match[1]), int(match[2] or 1)) if match else None
+
+
+class Signing:
+    """The cell's signing key, its witness, and what they put their names to."""
+
+    def __init__(
+        self, signer: Signer, retired: Sequence[VerifierKey], witness: Witness, pool: AuditPool, auditing: Auditing
+    ) -> None:
+        self._signer = signer
+        self._retired = tuple(retired)
+        self.witness = witness
+        self._pool = pool
+        self._auditing = auditing
+        self.names = Names(signer.verifier.name)
+        self.signed = 0
+
+    @property
+    def key_id(self) -> bytes:
+        return self._signer.verifier.id
+
+    def keys(self) -> list[str]:
+        """Verifier keys, the present one first: every checkpoint that is still stored opens under one of them."""
+        return [self._signer.verifier.text(), *(key.text() for key in self._retired)]
+
+    async def checkpoint(self, tenant: UUID, epoch: int | None = None) -> Any:
+        """The row of a checkpoint of everything that is sealed now, signed if there is none yet; None for an empty log.
+
+        An older epoch grows no more: its last checkpoint is answered. Raises Unavailable.
+        """
+        async with self._pool.transaction(tenant) as tx:
+            newest = await rows.head(tx.connection, tenant)
+            if newest is None or (epoch is not None and epoch > newest.epoch):
+                return None
+            found = await rows.last_checkpoint(tx.connection, tenant, epoch or newest.epoch)
+        old = epoch is not None and epoch < newest.epoch
+        if old or (found is not None and found["size"] >= newest.size and found["key_id"] == self.key_id):
+            return found
+        if newest.size == 0:
+            return None
+        try:
+            await self.sign([(tenant, newest.epoch)])
+        except Forked:
+            raise Unavailable(
+                "The stored log doesn't extend what was signed before. The operator has been alarmed."
+            ) from None
+        async with self._pool.transaction(tenant) as tx:
+            return await rows.last_checkpoint(tx.connection, tenant, newest.epoch)
+
+    async def sign(self, logs: Sequence[tuple[UUID, int]]) -> None:
+        """Sign the heads of these logs as they stand. Raises Forked (after signing those that may be), Unavailable."""
+        forked: list[str] = []
+        for start in range(0, len(logs), BATCH):
+            batch = logs[start : start + BATCH]
+            try:
+                async with self.witness.locked(), self._pool.transaction(*{tenant for tenant, _ in batch}) as tx:
+                    made = [await self._judge(tx.connection, tenant, epoch, forked) for tenant, epoch in batch]
+                    found = [(head, checkpoint) for head, checkpoint in filter(None, made)]
+                    await self.witness.append(Seen(c.origin, c.size, c.root) for _, c in found)
+                    await rows.store_checkpoints(
+                        tx.connection,
+                        [(h.tenant, h.epoch, c.size, self.key_id, c.root, c.sign(self._signer)) for h, c in found],
+                    )
+                    self.signed += len(found)
+            except WitnessError as error:
+                self._auditing.alarm("audit-witness", cause=str(error))
+                raise Unavailable from error
+        if forked:
+            raise Forked(", ".join(forked))
+
+    async def _judge(
+        self, connection: Connection, tenant: UUID, epoch: int, forked: list[str]
+    ) -> tuple[Head, Checkpoint] | None:
+        origin = self.names.origin(tenant, epoch)
+        try:
+            head = await rows.head(connection, tenant, epoch)
+            if head is None or head.size == 0:
+                return None
+            await check_extends(connection, head, self.witness.latest(origin))
+        except ProofError as error:
+            self._auditing.alarm("audit-fork", origin=origin, cause=str(error))
+            forked.append(origin)
+            return None
+        return head, Checkpoint(origin, head.size, head.frontier.root())
+
+
+async def check_extends(connection: Connection, head: Head, seen: Seen | None) -> None:
+    """Raises ProofError unless the stored nodes make the head's root and extend the tree that was seen."""
+    root = head.frontier.root()
+    if seen is not None and seen.size > head.size:
+        raise ProofError("the log is smaller than what was signed")
+
+    def build(get: NodeSource) -> tuple[bytes, list[bytes]]:
+        return root_at(head.size, get), consistency_proof(seen.size, head.size, get) if seen is not None else []
+
+    stored, proof = await rows.with_nodes(connection, head.tenant, head.epoch, build)
+    if stored != root:
+        raise ProofError("the stored nodes don't lead to the head's root")
+    if seen is not None:
+        verify_consistency(seen.size, head.size, proof, seen.root, root)
