@@ -13,10 +13,11 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-_TEXT = "^[^\\x00-\\x1f\\x7f-\\x9f]*$"
+_TEXT = "^[^\\x00-\\x1f\\x7f-\\x9f]*$(?!\n)"
 Name = Annotated[
     str, Meta(min_length=1, max_length=512, pattern=_TEXT, description="1 to 512 characters, no controls.")
 ]
+# Patterns end in $(?!\n), since the $ of Python's re also stands before a last line feed.
 Collection = Annotated[str, Meta(min_length=1, max_length=256, pattern=_TEXT)]
 Tag = Annotated[str, Meta(min_length=1, max_length=256, pattern=_TEXT)]
 Tags = Annotated[list[Tag], Meta(max_length=16)]
@@ -25,7 +26,7 @@ ContentType = Annotated[
     str,
     Meta(
         max_length=255,
-        pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*;[\x20-\x7e\t]*)?$",
+        pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*;[\x20-\x7e\t]*)?$(?!\n)",
         description="A media type (RFC 9110 section 8.3).",
     ),
 ]
@@ -33,11 +34,11 @@ Base64 = Annotated[str, Meta(description="RFC 4648 section 4, canonical: padded,
 VersionText = Annotated[
     str,
     Meta(
-        pattern=r"^(\*|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$",
+        pattern=r"^(\*|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$(?!\n)",
         description="A version as answered before, or * for any.",
     ),
 ]
-AnyVersion = Annotated[str, Meta(pattern=r"^\*$", description="Only *: nothing may be stored yet.")]
+AnyVersion = Annotated[str, Meta(pattern=r"^\*$(?!\n)", description="Only *: nothing may be stored yet.")]
 Count = Annotated[int, Meta(ge=1, le=1000)]
 Number = Annotated[int, Meta(ge=0, le=9007199254740991)]
 Seconds = Annotated[int, Meta(ge=1, le=315360000, description="Seconds.")]
@@ -394,7 +395,7 @@ class PopIn(In):
 class BatchItem(In):
     """One read or write of one object. Exactly one of ``session``, ``subject`` and ``app`` holds a container's id."""
 
-    op: Annotated[str, Meta(pattern="^(get|put|merge|delete)$")]
+    op: Annotated[str, Meta(pattern="^(get|put|merge|delete)$(?!\n)")]
     collection: Collection
     key: Name
     session: UUID | None = None

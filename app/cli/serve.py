@@ -113,7 +113,7 @@ def _run_server(listener: socket.socket, settings: Any) -> int:
         factory=True,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http="app.api.protocol:Protocol",
         ws="none",
         lifespan="on",
         log_config=None,

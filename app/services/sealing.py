@@ -45,7 +45,10 @@ def label_tag(keys: TenantKeys, label: str) -> UUID:
 
 
 def collection_tag(keys: TenantKeys, container: UUID, collection: str) -> UUID:
-    return _tag(keys, IndexKind.COLLECTION, container, collection)
+    held = keys.names.get((container, collection, None))
+    if held is not None:
+        return held
+    return keys.name(container, collection, None, _tag(keys, IndexKind.COLLECTION, container, collection))
 
 
 def object_tag(keys: TenantKeys, container: UUID, tag: str) -> UUID:
@@ -54,8 +57,12 @@ def object_tag(keys: TenantKeys, container: UUID, tag: str) -> UUID:
 
 def object_id(keys: TenantKeys, container: UUID, collection: str, key: str) -> UUID:
     """An object's id: HMAC of its name as a UUIDv8 (RFC 9562 section 5.8), so that it says nothing of the name."""
+    held = keys.names.get((container, collection, key))
+    if held is not None:
+        return held
     digest = index_tag(keys.index, IndexKind.OBJECT, container, collection, key)
-    return UUID(int=int.from_bytes(digest[:16], "big") & _VERSION_BITS | _UUID8)
+    made = UUID(int=int.from_bytes(digest[:16], "big") & _VERSION_BITS | _UUID8)
+    return keys.name(container, collection, key, made)
 
 
 def fingerprint(keys: TenantKeys, container: UUID, *parts: bytes) -> bytes:

@@ -17,6 +17,8 @@ from app.errors import KeyUnavailable
 from app.identity import Kind
 from app.services.clock import Clock
 
+NAMES: Final = 50_000
+"""Blind names kept per tenant, so that a name in use isn't hashed again at each turn."""
 CONTAINER_KEYS: Final = 20_000
 """Container keys kept per tenant; the least recently used goes first."""
 
@@ -66,6 +68,7 @@ class TenantKeys:
     until: float
     in_grace: bool = False
     answers: SecretKey = field(init=False)
+    names: dict[tuple[UUID, str, str | None], UUID] = field(default_factory=dict, repr=False)
     _containers: OrderedDict[tuple[UUID, int], SecretKey] = field(default_factory=OrderedDict)
     _known: OrderedDict[UUID, Known] = field(default_factory=OrderedDict)
     _externals: OrderedDict[tuple[Kind, UUID], UUID] = field(default_factory=OrderedDict)
@@ -87,6 +90,13 @@ class TenantKeys:
         age = int((self.clock() - self.granted_at) * 1000)
         grace = ',"grace":true' if self.in_grace else ""
         return f'{self.kek},"lease_ms":{age}{grace}'
+
+    def name(self, container: UUID, collection: str, key: str | None, made: UUID) -> UUID:
+        """Keep a blind name. All are dropped together once there are too many: making one again costs little."""
+        if len(self.names) >= NAMES:
+            self.names.clear()
+        self.names[container, collection, key] = made
+        return made
 
     # ------------------------------------------------------------ container keys
 
@@ -175,6 +185,7 @@ class TenantKeys:
         """Zero every key. Requests that still hold one get ``KeyWiped``, a 503."""
         self.until = 0.0
         wipe(*self.roots.values(), self.index, self.answers, *self._containers.values())
+        self.names.clear()
         self._containers.clear()
         self._known.clear()
         self._externals.clear()

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
-from app.identity import new_id
+from uuid_utils import uuid7
 
 WANT_KEYS: Final = 1
 WANT_META: Final = 2
@@ -211,7 +211,7 @@ def encode_read(batch: Sequence[Read], writer: UUID, flush: int, sequences: Sequ
         [read.api_key for read in batch],
         [read.epoch for read in batch],
         requests,
-        [new_id() for _ in targets],
+        [uuid7() for _ in targets],
         [now] * len(targets),
         seqs,
         [target.action for target in targets],
@@ -258,7 +258,7 @@ def encode_write(batch: Sequence[Write], writer: UUID, flush: int, sequences: Se
         _sparse([write.fingerprint for write in batch]),
         _sparse([write.answer for write in batch]),
         requests,
-        [new_id() for _ in targets],
+        [uuid7() for _ in targets],
         [now] * len(targets),
         seqs,
         *_target_columns(targets),
@@ -284,7 +284,7 @@ def _target_columns(targets: Sequence[WriteTarget]) -> tuple[list[Any], ...]:
     )
 
 
-def _operation_columns(owners: list[int], operations: Sequence[Operation]) -> tuple[list[Any], ...]:
+def _operation_columns(owners: list[int], operations: Sequence[Operation]) -> tuple[Any, ...]:
     return (
         owners,
         [operation.type for operation in operations],
@@ -323,7 +323,7 @@ def encode_record(batch: Sequence[Record], writer: UUID, flush: int, sequences: 
         writer,
         flush,
         [record.tenant for record in batch],
-        [record.event or new_id() for record in batch],
+        [record.event or uuid7() for record in batch],
         [now] * len(batch),
         [sequences.draw(record.tenant) for record in batch],
         [record.action for record in batch],
