@@ -21,23 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app import __version__
-<<<<<<< Updated upstream
 from app.api import api_keys, audit, audit_streams, batch, containers, context, enrolment, jobs, load_commit, privacy_policy, tenants, turns
-=======
-from app.api import (
-    api_keys,
-    audit,
-    batch,
-    containers,
-    context,
-    enrolment,
-    jobs,
-    load_commit,
-    privacy_policy,
-    tenants,
-    turns,
-)
->>>>>>> Stashed changes
 from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
