@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app import __version__
-from app.api import api_keys, audit, audit_streams, batch, containers, context, enrolment, jobs, load_commit, privacy_policy, tenants, turns
+from app.api import api_keys, audit, audit_streams, batch, containers, context, enrolment, jobs, load_commit, privacy_routes, tenants, turns
 from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
@@ -37,6 +37,7 @@ from app.observability.metrics import Metrics
 from app.services import privacy
 from app.services.access import Access
 from app.services.api_keys import ApiKeys
+from app.services.attesting import Attestor
 from app.services.audit_parts import AuditOptions, AuditParts, audit_parts, dev_seed
 from app.services.auditing import Auditing
 from app.services.branching import Branching
@@ -90,7 +91,7 @@ __all__ = [  # the command line has its settings from here: it may not read them
 
 log = logging.getLogger("confide.main")
 
-RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit, audit_streams, privacy_policy)
+RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit, audit_streams, privacy_routes)
 """Each module declares its ``ROUTES``."""
 
 PARTITION_SECONDS: Final = 3600.0
@@ -150,6 +151,7 @@ def assemble(settings: Settings) -> Parts:
     keys = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
     deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
     dialogue = Dialogue(reading, Writing(reading, lanes["write"], deletions), lanes["write"])
+    jobs_runner = Jobs(Ledger(connect), pool, auditing, control)
     services = Services(
         region=settings.region,
         limits=Limits(settings.max_json_bytes, settings.max_envelope_bytes, settings.max_object_bytes),
@@ -176,9 +178,18 @@ def assemble(settings: Settings) -> Parts:
         api_keys=keys,
         audit_log=trees.log,
         audit=trees,
-        jobs=Jobs(Ledger(connect), pool, auditing, control),
+        jobs=jobs_runner,
         privacy=privacy.assemble(
-            ledger=Ledger(connect), control=control, deletions=deletions, observe_sweep=metrics.swept
+            ledger=Ledger(connect),
+            control=control,
+            jobs=jobs_runner,
+            keyring=keyring,
+            reading=reading,
+            dialogue=dialogue,
+            deletions=deletions,
+            attestor=Attestor(audit_signer(settings)),
+            observe_sweep=metrics.swept,
+            checkpoints=trees.signing,
         ),
     )
     return Parts(settings, services, metrics, rows, pool, registry, denials)
@@ -244,16 +255,6 @@ def _audit(
         raise ConfigError(str(error)) from None
 
 
-def audit_signer(settings: Settings) -> Signer:
-    """What checkpoints and documents are signed with; in development a key that is made in the state directory."""
-    seed = settings.audit_signing_key
-    if seed is None:
-        if not settings.dev:
-            raise ConfigError("CONFIDE_AUDIT_SIGNING_KEY is not set")
-        seed = dev_seed(private_dir(settings.state_dir))
-    return Signer(f"{settings.audit_name}/{settings.region}/audit", seed)
-
-
 def _connect(settings: Settings) -> Connect:
     if settings.database_url is None:
         raise ConfigError("CONFIDE_DATABASE_URL is not set")
@@ -293,6 +294,16 @@ def cell_secret(settings: Settings) -> bytes:
         return bytes.fromhex(path.read_text().strip())
     except (OSError, ValueError):
         raise ConfigError(f"{path} can't be read or doesn't hold 32 bytes in hexadecimal") from None
+
+
+def audit_signer(settings: Settings) -> Signer:
+    """What signs checkpoints, receipts and evidence; in development with a seed that is made in the state directory."""
+    seed = settings.audit_signing_key
+    if seed is None:
+        if not settings.dev:
+            raise ConfigError("CONFIDE_AUDIT_SIGNING_KEY is not set")
+        seed = dev_seed(private_dir(settings.state_dir))
+    return Signer(f"{settings.audit_name}/{settings.region}/audit", seed)
 
 
 def private_dir(path: Path) -> Path:

@@ -65,6 +65,8 @@ def json_answer(value: Any, status: int = 200, headers: Headers = ()) -> Answer:
 def _encode_other(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return msgspec.to_builtins(value, builtin_types=(UUID,))
+    if isinstance(value, UUID):  # the database driver's own kind
+        return str(value)
     raise TypeError("a value in an answer has no JSON form")
 
 

@@ -29,7 +29,7 @@ class PolicyOut(Out):
 
 
 class StoredOut(Out):
-    """Containers of one kind. ``expired`` ones are invisible and wait for the sweeper; ``overdue`` ones wait too long."""
+    """Of one kind. ``expired`` ones are invisible and wait for the sweeper; ``overdue`` ones wait too long."""
 
     kind: str
     stored: int

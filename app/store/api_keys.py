@@ -142,10 +142,12 @@ class KeyRows:
 async def guard(tx: Transaction, tenant: UUID, key: UUID) -> str | None:
     """Whether the caller's key stands and his tenant is active, at this moment: ``ok``, ``api-key`` or ``suspended``.
 
-    Operators' keys belong to the nil tenant, which has no row and no state.
+    Operators' keys belong to the nil tenant, which has no row and no state. The auditors of a tenant that has left go on
+    reading its audit log.
     """
     state: str = await tx.connection.fetchval(
         "SELECT CASE WHEN k.id IS NULL OR k.revoked_at <= now() OR k.expires_at <= now() THEN 'api-key'"
+        " WHEN k.role = 'auditor' AND t.state IN ('leaving', 'gone') THEN 'ok'"
         " WHEN k.role <> 'operator' AND t.state IS DISTINCT FROM 'active' THEN 'suspended' ELSE 'ok' END"
         " FROM (SELECT 1) one LEFT JOIN confide.api_key k ON k.tenant_id = $1 AND k.id = $2"
         " LEFT JOIN confide.tenant t ON t.id = $1",

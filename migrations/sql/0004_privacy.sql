@@ -8,6 +8,7 @@ CREATE TABLE confide.legal_hold (
     id           uuid NOT NULL,
     container_id uuid NOT NULL,
     reason       bytea NOT NULL,          -- sealed
+    held_before  uuid[] NOT NULL,         -- what a runtime held already: it stays held when this one is released
     set_by       uuid NOT NULL,           -- principal
     api_key      uuid NOT NULL,
     created_at   timestamptz NOT NULL DEFAULT now(),
@@ -82,6 +83,20 @@ CREATE TABLE confide.bulk_read (
     PRIMARY KEY (tenant_id, id)
 );
 CREATE INDEX bulk_read_recent ON confide.bulk_read (tenant_id, kind, started_at);
+
+-- What an erasure or an offboarding has removed: the receipt is made from it.
+CREATE TABLE confide.erased (
+    tenant_id    uuid NOT NULL,
+    job_id       uuid NOT NULL,
+    container_id uuid NOT NULL,
+    kind         text NOT NULL,
+    objects      bigint NOT NULL,
+    turns        bigint NOT NULL,
+    keys         bigint NOT NULL,
+    event_id     uuid NOT NULL,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, job_id, container_id)
+);
 
 -- Receipts, certificates, statements: signed texts over ids, times and counts.
 CREATE TABLE confide.attestation (
@@ -304,7 +319,7 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['legal_hold', 'consent', 'notice_contact', 'trust_acceptance', 'bulk_read', 'attestation',
+    FOREACH t IN ARRAY ARRAY['legal_hold', 'consent', 'notice_contact', 'trust_acceptance', 'bulk_read', 'erased', 'attestation',
                              'incident', 'incident_entry', 'incident_part', 'notice']
     LOOP
         EXECUTE format('ALTER TABLE confide.%I ENABLE ROW LEVEL SECURITY', t);
@@ -316,7 +331,7 @@ END $$;
 
 GRANT SELECT, INSERT, UPDATE ON confide.legal_hold, confide.consent, confide.notice_contact, confide.bulk_read, confide.notice
     TO confide_service;
-GRANT SELECT, INSERT ON confide.trust_acceptance, confide.attestation, confide.incident, confide.incident_entry,
+GRANT SELECT, INSERT ON confide.trust_acceptance, confide.erased, confide.attestation, confide.incident, confide.incident_entry,
     confide.incident_part TO confide_service;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA confide FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA confide TO confide_service;

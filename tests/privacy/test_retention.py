@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import asyncpg
 
-from app.services.deletion_journal import read_journal
+from app.services.deletion_journal import DeletionJournal, read_journal
 from tests.cell import Cell, Tenant
 from tests.privacy.made import dialogue, expire, rows_of, sql
 
@@ -99,6 +99,10 @@ async def test_g8_a_crash_between_commit_and_journal_is_made_up_for_from_the_aud
     before = {each.key for each in read_journal(deletions.folder)}
     assert await cell.parts.services.privacy.retention.catch_up() == 0  # nothing is missing
     for path in deletions.folder.iterdir():
-        path.write_bytes(b'{"torn')
+        path.unlink()
+    await deletions.close()
+    deletions = cell.parts.services.privacy.retention._journal = DeletionJournal(deletions.folder)
+    (deletions.folder / "torn.deletions").write_bytes(b'{"v":1,"at":')
     assert await cell.parts.services.privacy.retention.catch_up() == 3
     assert {each.key for each in read_journal(deletions.folder)} == before
+    await deletions.close()

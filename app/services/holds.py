@@ -1,0 +1,97 @@
+"""Legal holds: what must not be erased, why (sealed under the tenant's key), and on whose word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from app.crypto.context import Domain, SealContext
+from app.crypto.envelope import open_sealed, seal
+from app.errors import NotFound
+from app.identity import Caller, new_id
+from app.services.auditing import Trace
+from app.services.control import ControlPlane
+from app.services.erasure import KIND, Erasure, Target
+from app.services.jobs import Jobs
+from app.services.reading import Reading
+from app.services.tenant_keys import TenantKeys
+from app.store import privacy as rows
+
+
+@dataclass(slots=True)
+class Hold:
+    """``reason`` is a person's words."""
+
+    id: UUID
+    container: UUID
+    set_by: UUID
+    created_at: datetime
+    released_at: datetime | None
+    released_by: UUID | None
+    reason: str = field(repr=False)
+
+
+class Holds:
+    """Set, list, release."""
+
+    def __init__(self, reading: Reading, control: ControlPlane, jobs: Jobs, erasure: Erasure) -> None:
+        self._reading = reading
+        self._control = control
+        self._jobs = jobs
+        self._erasure = erasure
+
+    async def set(self, caller: Caller, target: Target, reason: str, trace: Trace) -> Hold:
+        """On a session; or on a subject with the sessions that it has. Raises NotFound, InvalidRequest."""
+        kind, container = await self._erasure.place(caller, target)
+        keys = await self._reading.keys(caller.tenant)
+        hold = new_id()
+        sealed = seal(keys.answers, keys.tenant, keys.index_number, _context(keys, container, hold), reason.encode())
+        async with self._control.act(caller, trace, "privacy.hold", step="set", hold=str(hold)) as act:
+            if await rows.exists(act.tx, caller.tenant, container) != kind:
+                raise NotFound
+            act.detail["container"] = str(container)
+            row = await rows.insert_hold(
+                act.tx, caller.tenant, hold, container, sealed, caller.principal, caller.api_key
+            )
+        return self._hold(keys, row)
+
+    async def page(self, caller: Caller, *, everything: bool, limit: int, trace: Trace) -> list[Hold]:
+        """The newest first. Opening the reasons uses the tenant's key: it is an event."""
+        keys = await self._reading.keys(caller.tenant)
+        async with self._control.act(caller, trace, "privacy.hold", step="read") as act:
+            found = await rows.holds(act.tx, caller.tenant, everything=everything, limit=limit)
+            act.detail["holds"] = len(found)
+        return [self._hold(keys, row) for row in found]
+
+    async def release(self, caller: Caller, hold: UUID, trace: Trace) -> Hold:
+        """Erasures that it blocked go on. Raises NotFound where there is no open hold of that id."""
+        keys = await self._reading.keys(caller.tenant)
+        async with self._control.act(caller, trace, "privacy.hold", step="released", hold=str(hold)) as act:
+            row = await rows.release_hold(act.tx, caller.tenant, hold, caller.principal)
+            if row is None:
+                raise NotFound
+            act.detail["container"] = str(row["container_id"])
+            for job in await rows.blocked_jobs(act.tx, caller.tenant, KIND):
+                await self._jobs.unblock(act.tx, caller.tenant, job)
+        return self._hold(keys, row)
+
+    @staticmethod
+    def _hold(keys: TenantKeys, row: Any) -> Hold:
+        keys.check()
+        context = _context(keys, row["container_id"], row["id"])
+        reason = open_sealed(keys.answers, keys.tenant, keys.index_number, context, row["reason"]).decode()
+        return Hold(
+            row["id"],
+            row["container_id"],
+            row["set_by"],
+            row["created_at"],
+            row["released_at"],
+            row["released_by"],
+            reason,
+        )
+
+
+def _context(keys: TenantKeys, container: UUID, hold: UUID) -> SealContext:
+    return SealContext(Domain.REASON, keys.region, keys.tenant, container, hold, hold, 0, "text/plain")
