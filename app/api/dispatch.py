@@ -14,6 +14,7 @@ from functools import partial
 from ipaddress import ip_address
 from time import perf_counter
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 import uuid_utils
 
@@ -24,7 +25,14 @@ from app.api.parse import QueryParser, body_decoder, header_check
 from app.api.problems import internal_answer, problem_answer
 from app.api.send import BrokenStream, send_answer, send_stream
 from app.api.table import BodyLimits, RawBody, Route, Table
-from app.errors import BadRequest, ConfideError, Forbidden, MethodNotAllowed, UnsupportedMediaType
+from app.errors import (
+    BadRequest,
+    ConfideError,
+    Forbidden,
+    MethodNotAllowed,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
 from app.identity import Caller, Purpose
 from app.observability.logs import RequestEntry, RequestLog, exception_shape
 from app.observability.metrics import Metrics
@@ -63,6 +71,9 @@ class Gate(Protocol):
 
     async def denied(self, caller: Caller, route_name: str, reason: str, request: Request) -> None:
         """Audits a denial before it is answered; ``reason`` is ``scope`` or ``purpose``."""
+
+    def forget(self, key: UUID) -> None:
+        """Told when a statement found an API key revoked or expired after the gate had let it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,9 @@ class Api:
         except ConfideError as error:
             if type(error) is ConfideError:
                 self._report(exchange, error)
+            caller = exchange.request.caller_or_none if exchange.request is not None else None
+            if caller is not None and isinstance(error, Unauthenticated):
+                self._gate.forget(caller.api_key)
             return problem_answer(error, exchange.request_id)
         except ClientGone:
             raise

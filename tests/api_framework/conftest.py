@@ -191,6 +191,9 @@ class Gate:
             raise errors.Unauthenticated("this key is unknown")
         return caller
 
+    def forget(self, key: UUID) -> None:
+        self.seen.append(f"forgot {key}")
+
     def admit(self, caller: Caller) -> None:
         if self.limited:
             raise errors.RateLimited(retry_after=7)
