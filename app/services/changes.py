@@ -71,6 +71,8 @@ class Delete:
     tag: str | None = None
     keep: int | None = None
     if_version: UUID | None = None
+    must_exist: bool = False
+    """Whether nothing to delete is ``NotFound``; no precondition of the caller's."""
 
 
 @dataclass(slots=True)

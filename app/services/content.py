@@ -15,16 +15,16 @@ import orjson
 
 from app.errors import BadRequest, InvalidRequest, NumberNotRepresentable
 
-_LONG_NUMBER: Final = re.compile(rb"[0-9.eE+-]{16,}")
+_LONG_NUMBER: Final = re.compile(rb"[0-9.eE+-]{16,}|[0-9][eE][+-]?[0-9]{3}")
 _MAX_DEPTH: Final = 100
 
 
 def canonical(raw: bytes | memoryview) -> bytes:
     """JSON text in canonical form. Raises ``BadRequest`` or ``NumberNotRepresentable``; the errors hold no content."""
     try:
-        value = orjson.loads(raw)
         if _LONG_NUMBER.search(raw):
             _check_numbers(bytes(raw))
+        value = orjson.loads(raw)
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError, RecursionError):
         raise BadRequest("A JSON value is not well-formed, or nested too deeply.") from None

@@ -198,7 +198,7 @@ class Dialogue:
         self, call: Call, where: Where, collection: str, key: str, if_version: UUID | None
     ) -> Applied:
         """Raises ``NotFound`` where nothing is stored."""
-        delete = Delete(collection, key, if_version=if_version or NO_UUID)
+        delete = Delete(collection, key, if_version=if_version, must_exist=True)
         return (await self._writing.write(call, [Changes(where, "context.delete", deletes=[delete])]))[0]
 
     async def ensure(self, call: Call, where: Where) -> UUID:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import orjson
+
 from app.errors import (
     ConfideError,
     Conflict,
@@ -46,8 +48,7 @@ _ERRORS: Final[dict[str, Callable[[], ConfideError]]] = {
 def refusal(status: str, head: Any) -> ConfideError:
     """The error for a status that isn't ``ok``, ``replay`` or stale. ``head`` is the target's 'h' row."""
     if status == "precondition":
-        current = (head["extra"] or {}).get("current")
-        return PreconditionFailed(current=current)
+        return PreconditionFailed(current=orjson.loads(head["extra"] or b"{}").get("current"))
     if status == "commit":
         return PreconditionFailed(
             f"The commit number is {head['commit_number'] or 0} now. Load again, decide again, and send that number."

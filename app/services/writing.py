@@ -365,7 +365,8 @@ def _seal_put(keys: TenantKeys, draft: Draft, put: Put, operations: list[Operati
 def _delete(keys: TenantKeys, container: UUID, delete: Delete) -> Operation:
     if delete.key is not None and delete.collection is not None:
         item = object_id(keys, container, delete.collection, delete.key)
-        return Operation("delete", item, if_version=delete.if_version)
+        wanted = NO_UUID if delete.if_version is None and delete.must_exist else delete.if_version
+        return Operation("delete", item, if_version=wanted)
     collection = collection_tag(keys, container, delete.collection) if delete.collection is not None else None
     if delete.keep is not None:
         return Operation("prune", collection=collection, number=delete.keep)
