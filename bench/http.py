@@ -1,0 +1,46 @@
+"""A small HTTP client for setting things up: one connection, one request at a time, JSON in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Self
+
+
+class RefusedError(Exception):
+    """An answer of 400 or more."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"{status}: {body[:300]!r}")
+        self.status = status
+
+
+class Http:
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection(*self._address, limit=1 << 24)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+
+    async def request(self, verb: str, path: str, key: str | None, body: bytes = b"", *more: str) -> tuple[int, bytes]:
+        lines = [f"{verb} {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}", *more]
+        if key is not None:
+            lines.append(f"Authorization: Bearer {key}")
+        self._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        length = next(
+            (int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0
+        )
+        return int(head[9:12]), await self._reader.readexactly(length)
+
+    async def json(self, verb: str, path: str, key: str | None, body: Any, *more: str) -> Any:
+        """Raises RefusedError."""
+        text = json.dumps(body, ensure_ascii=False).encode()
+        status, answer = await self.request(verb, path, key, text, "Content-Type: application/json", *more)
+        if status >= 400:
+            raise RefusedError(status, answer)
+        return json.loads(answer)
