@@ -76,6 +76,8 @@ class Signing:
                 return None
             found = await rows.last_checkpoint(tx.connection, tenant, epoch or newest.epoch)
         old = epoch is not None and epoch < newest.epoch
+        if not old:
+            await self._not_behind(newest)
         if old or (found is not None and found["size"] >= newest.size and found["key_id"] == self.key_id):
             return found
         if newest.size == 0:
@@ -88,6 +90,18 @@ class Signing:
             ) from None
         async with self._pool.transaction(tenant) as tx:
             return await rows.last_checkpoint(tx.connection, tenant, newest.epoch)
+
+    async def _not_behind(self, head: Head) -> None:
+        """Raises Unavailable where more was signed than is stored: until the sealer has opened a new epoch."""
+        origin = self.names.origin(head.tenant, head.epoch)
+        try:
+            async with self.witness.locked():
+                seen = self.witness.latest(origin)
+        except WitnessError as error:
+            raise Unavailable from error
+        if seen is not None and seen.size > head.size:
+            self._auditing.alarm("audit-fork", origin=origin, cause="the log is smaller than what was signed")
+            raise Unavailable("More was signed of this log than is stored. The operator has been alarmed.")
 
     async def sign(self, logs: Sequence[tuple[UUID, int]]) -> None:
         """Sign the heads of these logs as they stand. Raises Forked (after signing those that may be), Unavailable."""

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from app.audit.event import leaf_hash
-from app.audit.merkle import NodeSource, ProofError, consistency_proof, inclusion_proof, root_at
+from app.audit.merkle import NodeSource, ProofError, consistency_proof, inclusion_proof, root_at, verify_inclusion
 from app.errors import InvalidRequest, NotFound, Tampered, Unavailable
 from app.identity import Caller
 from app.services.audit_log import AuditReading
@@ -15,7 +15,7 @@ from app.services.audit_signing import Signing
 from app.services.auditing import Trace
 from app.store import audit_query, audit_tree
 from app.store.audit_query import Query
-from app.store.audit_tree import Connection
+from app.store.audit_tree import NO_HASH, Connection
 
 
 class AuditTree:
@@ -76,7 +76,7 @@ class AuditTree:
             if row is None or row["size"] <= leaf:
                 raise Unavailable("The event is sealed, but no checkpoint covers it yet. Try again.")
             proof = await self._proved(
-                connection, caller.tenant, epoch, row, lambda get: inclusion_proof(leaf, row["size"], get)
+                connection, caller.tenant, epoch, row, lambda get: _included(leaf, entry, row, get)
             )
         return {
             "origin": self._signing.names.origin(caller.tenant, epoch),
@@ -138,3 +138,11 @@ class AuditTree:
             if row["id"] == event:
                 raise Unavailable("The event is recorded and will be in the tree within seconds. Try again.", 5)
         raise NotFound
+
+
+def _included(leaf: int, entry: bytes, row: Any, get: NodeSource) -> list[bytes]:
+    """The proof, after it was tried. Raises ProofError: the event or the tree isn't what was signed."""
+    proof = inclusion_proof(leaf, row["size"], get)
+    if get(0, leaf) != NO_HASH:  # else the nodes are only being listed
+        verify_inclusion(leaf, row["size"], leaf_hash(entry), proof, bytes(row["root"]))
+    return proof
