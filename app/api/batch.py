@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 import orjson
+from msgspec import Raw
 
 from app.api.convert import call_of, object_out, put_in, version_in
 from app.api.http import Answer, Request, json_answer
@@ -15,7 +16,7 @@ from app.api.table import PURPOSE, ResponseDoc, Route
 from app.errors import ConfideError, Forbidden, InvalidRequest
 from app.identity import Kind, Purpose, Scope
 from app.services import content
-from app.services.changes import Call, Changes, Delete, Merge, Where
+from app.services.changes import Call, Changes, Merge, Where
 from app.services.services import Services
 
 CONCURRENT: Final = 64
@@ -61,7 +62,7 @@ async def _item(services: Services, request: Request, call: Call, item: BatchIte
         done = await services.dialogue.delete_object(call, where, item.collection, item.key, condition)
         return BatchResult(200, commit=done.commit)
     if item.op == "merge":
-        if isinstance(item.base64, str) or not isinstance(item.json, bytes | memoryview):
+        if isinstance(item.base64, str) or not isinstance(item.json, Raw):
             raise InvalidRequest("A merge takes json.", pointer)
         patch, largest = content.patch(memoryview(item.json)), services.limits.object
         merge = Merge(item.collection, item.key, patch, version_in(item.if_match), largest)

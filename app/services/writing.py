@@ -39,7 +39,7 @@ from app.services.sealing import (
 )
 from app.services.tenant_keys import Known, TenantKeys
 from app.services.verdict import STALE, WIPES, refusal
-from app.store.lane import Lane
+from app.store.lane import Lanes
 from app.store.statements import Operation, ReadTarget, Selector, TargetResult, Write, WriteTarget
 
 TRIES: Final = 8
@@ -64,7 +64,7 @@ class Draft:
 class Writing:
     """Builds and sends writes. ``reading`` is shared."""
 
-    def __init__(self, reading: Reading, lane: Lane[Write], deletions: DeletionJournal) -> None:
+    def __init__(self, reading: Reading, lane: Lanes[Write], deletions: DeletionJournal) -> None:
         self.deletions = deletions
         self._reading = reading
         self._keyring = reading.keyring
@@ -267,7 +267,7 @@ class Writing:
             draft.merges,
             draft.first_turn,
             draft.last_turn,
-            removed=len(result.removed),
+            removed=len(result.removed) + (orjson.loads(head["extra"])["cleared"] if head["extra"] else 0),
             unchanged=len(unchanged),
             inserted=head["selector"] or 0,
             popped=sorted(popped, key=lambda turn: -turn.number),

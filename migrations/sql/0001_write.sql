@@ -37,6 +37,7 @@ DECLARE
     v_pop_op int[] := '{}';
     v_pop confide.turn[] := '{}';
     v_turns jsonb := '{}';
+    v_cleared jsonb := '{}';         -- by target: how many turns it cleared
     v_made int[] := '{}';            -- targets of objects that did not exist before
     f record;
 BEGIN
@@ -234,13 +235,15 @@ BEGIN
             WHERE u.tenant_id = (d.b).tenant_id AND u.container_id = (d.b).container_id AND u.number = (d.b).number
             RETURNING d.n, d.target, d.type, d.b
         ), ranges AS (
-            SELECT removed.target, min((removed.b).number) AS low, max((removed.b).number) AS high
+            SELECT removed.target, min((removed.b).number) AS low, max((removed.b).number) AS high,
+                   count(*) FILTER (WHERE removed.type = 'clear') AS cleared
             FROM removed GROUP BY removed.target
         )
         SELECT coalesce(array_agg(removed.n::int) FILTER (WHERE removed.type = 'pop'), '{}'),
                coalesce(array_agg(removed.b) FILTER (WHERE removed.type = 'pop'), '{}'),
-               coalesce((SELECT jsonb_object_agg(ranges.target, jsonb_build_array(ranges.low, ranges.high)) FROM ranges), '{}')
-        INTO v_pop_op, v_pop, v_turns FROM removed;
+               coalesce((SELECT jsonb_object_agg(ranges.target, jsonb_build_array(ranges.low, ranges.high)) FROM ranges), '{}'),
+               coalesce((SELECT jsonb_object_agg(ranges.target, ranges.cleared) FROM ranges), '{}')
+        INTO v_pop_op, v_pop, v_turns, v_cleared FROM removed;
     END IF;
 
     IF EXISTS (SELECT FROM unnest(t_make, t_change) AS w (m, c) WHERE w.m IS NOT NULL OR w.c IS NOT NULL) THEN
@@ -339,6 +342,7 @@ BEGIN
                 WHEN v_failed[a.request] IS NOT NULL THEN jsonb_build_object('current',
                     (SELECT e.version FROM confide.context_object e WHERE e.tenant_id = r_tenant[a.request]
                      AND e.container_id = t_container[o_target[v_failed[a.request]]] AND e.id = o_id[v_failed[a.request]]))
+                WHEN v_cleared ? a.n::text THEN jsonb_build_object('cleared', v_cleared -> a.n::text)
            END
     FROM unnest(t_request, t_container, t_kind, t_external) WITH ORDINALITY AS a (request, container, kind, external, n)
     LEFT JOIN LATERAL (
