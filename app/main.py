@@ -52,6 +52,7 @@ from app.services.kms_calls import KmsCalls
 from app.services.providers import Providers
 from app.services.rate import Rates
 from app.services.reading import Reading
+from app.services.replay_deletions import Replayed, replay
 from app.services.services import Limits, Services
 from app.services.tenants import Tenants
 from app.services.writing import Writing
@@ -59,7 +60,7 @@ from app.store.api_keys import KeyRows
 from app.store.cell import MAKE_PARTITIONS, CellError, standing
 from app.store.connection import Connect, connector
 from app.store.keys import KeyStore
-from app.store.lane import Lane, LaneLimits
+from app.store.lane import Lane, LaneLimits, Lanes
 from app.store.ledger import Ledger
 from app.store.pool import Pool
 from app.store.statements import (
@@ -86,6 +87,7 @@ __all__ = [  # the command line has its settings from here: it may not read them
     "load",
     "preflight",
     "private_dir",
+    "replay_deletions",
     "serving",
 ]
 
@@ -375,12 +377,26 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         task = asyncio.create_task(_keep_partitions(parts.services.ledger), name="partitions")
         stack.push_async_callback(_cancel, task)
         stack.push_async_callback(parts.services.jobs.ledger.close)
+        stack.push_async_callback(parts.services.privacy.ledger.close)
         parts.services.jobs.start_runner()
         stack.push_async_callback(parts.services.jobs.close)
         await parts.services.privacy.start()
         stack.push_async_callback(parts.services.privacy.close)
         yield
         log.info("draining", extra={"fields": {"waiting": sum(n.waiting for n in parts.services.lanes.values())}})
+
+
+async def replay_deletions(settings: Settings, folder: Path | None = None) -> Replayed:
+    """After a restore, before anybody is served: erase again what was erased since. Raises CellError, Unavailable."""
+    found = await standing(settings.database_url or "")
+    if found.revision is None or found.region != settings.region:
+        raise CellError("The database has no schema, or is another region's cell.")
+    own = assemble(settings).services.privacy
+    try:
+        return await replay(own.ledger, own.retention, own.deletions, folder or own.deletions.folder)
+    finally:
+        await own.ledger.close()
+        await own.deletions.close()
 
 
 async def make_partitions(ledger: Ledger) -> None:

@@ -39,7 +39,6 @@ class Privacy:
 
     async def close(self) -> None:
         await self.retention.close()
-        await self.ledger.close()
 
 
 def assemble(
