@@ -263,7 +263,7 @@ def _connect(settings: Settings) -> Connect:
     return connector(settings.database_url)
 
 
-def _lanes(connect: Connect, settings: Settings, metrics: Metrics) -> dict[str, Lane[Any]]:
+def _lanes(connect: Connect, settings: Settings, metrics: Metrics) -> dict[str, Lanes[Any]]:
     limits = LaneLimits(
         settings.lane_items, settings.lane_bytes, settings.lane_waiting, settings.lane_reconnect_seconds
     )
@@ -273,10 +273,18 @@ def _lanes(connect: Connect, settings: Settings, metrics: Metrics) -> dict[str, 
         metrics.audit_commits.inc(("committed",))
         metrics.audit_events.inc(("committed",), size)
 
-    read: Lane[Read] = Lane("read", connect, READ, encode_read, decode, limits, observe=observe, changes=False)
-    write: Lane[Write] = Lane("write", connect, WRITE, encode_write, decode, limits, observe=observe)
+    def read() -> Lane[Read]:
+        return Lane("read", connect, READ, encode_read, decode, limits, observe=observe, changes=False)
+
+    def write() -> Lane[Write]:
+        return Lane("write", connect, WRITE, encode_write, decode, limits, observe=observe)
+
     record: Lane[Record] = Lane("record", connect, RECORD, encode_record, _no_results, limits, observe=observe)
-    return {"read": read, "write": write, "record": record}
+    return {
+        "read": Lanes([read() for _ in range(settings.lanes)]),
+        "write": Lanes([write() for _ in range(settings.lanes)]),
+        "record": Lanes([record]),
+    }
 
 
 def _no_results(batch: Any, _rows: Any) -> list[None]:

@@ -17,7 +17,7 @@ import orjson
 
 from app.audit.event import commitment
 from app.identity import NO_UUID, Caller, Purpose
-from app.store.lane import Lane
+from app.store.lane import Lanes
 from app.store.ledger import Ledger
 from app.store.statements import Record
 
@@ -41,7 +41,7 @@ NO_TRACE: Final = Trace("", "", "")
 class Auditing:
     """Makes facts, and appends events that have no rows of their own."""
 
-    def __init__(self, region: str, lane: Lane[Record], ledger: Ledger) -> None:
+    def __init__(self, region: str, lane: Lanes[Record], ledger: Ledger) -> None:
         self._region = region
         self._lane = lane
         self._ledger = ledger

@@ -31,7 +31,7 @@ from app.services.sealing import collection_tag, external_tag, label_tag, object
 from app.services.tenant_keys import TenantKeys
 from app.services.verdict import STALE, refusal
 from app.services.writing import TRIES, Writing
-from app.store.lane import Lane
+from app.store.lane import Lanes
 from app.store.statements import (
     WANT_KEYS,
     WANT_META,
@@ -65,7 +65,7 @@ class Loading:
 class Dialogue:
     """The main job."""
 
-    def __init__(self, reading: Reading, writing: Writing, writes: Lane[Write]) -> None:
+    def __init__(self, reading: Reading, writing: Writing, writes: Lanes[Write]) -> None:
         self._reading = reading
         self._writing = writing
         self._writes = writes

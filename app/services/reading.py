@@ -19,7 +19,7 @@ from app.services.keyring import Keyring
 from app.services.sealing import open_meta, open_object, open_turn
 from app.services.tenant_keys import Known, TenantKeys
 from app.services.verdict import WIPES, refusal
-from app.store.lane import Lane
+from app.store.lane import Lanes
 from app.store.pool import Pool
 from app.store.statements import Read, ReadTarget, TargetResult
 
@@ -32,7 +32,7 @@ Plan = Callable[[TenantKeys, str], Sequence[ReadTarget]]
 class Reading:
     """What reads and writes share: keys, facts, the read lane, and the opening of rows."""
 
-    def __init__(self, region: str, keyring: Keyring, lane: Lane[Read], pool: Pool, auditing: Auditing) -> None:
+    def __init__(self, region: str, keyring: Keyring, lane: Lanes[Read], pool: Pool, auditing: Auditing) -> None:
         self.region = region
         self.keyring = keyring
         self.auditing = auditing

@@ -19,7 +19,7 @@ from app.services.jobs import Jobs
 from app.services.keyring import Keyring
 from app.services.privacy import Privacy
 from app.services.tenants import Tenants
-from app.store.lane import Lane
+from app.store.lane import Lanes
 from app.store.ledger import Ledger
 
 
@@ -39,7 +39,7 @@ class Services:
     region: str
     limits: Limits
     secrets: CellSecrets
-    lanes: Mapping[str, Lane[Any]]
+    lanes: Mapping[str, Lanes[Any]]
     ledger: Ledger
     auditing: Auditing
     access: Access

@@ -296,6 +296,39 @@ class Lane(Generic[Item]):
             self._connection = None
 
 
+class Lanes(Generic[Item]):
+    """Lanes of one kind. An item goes where least is under way, so that the worker prepares one batch while the database
+    works on another.
+    """
+
+    def __init__(self, lanes: Sequence[Lane[Item]]) -> None:
+        self._lanes: tuple[Lane[Item], ...] = tuple(lanes)
+        self._load = [0] * len(self._lanes)
+        self.name: str = self._lanes[0].name
+
+    async def start(self) -> None:
+        for lane in self._lanes:
+            await lane.start()
+
+    async def submit(self, item: Item) -> Any:
+        """As ``Lane.submit``."""
+        load = self._load
+        place = load.index(min(load))
+        load[place] += 1
+        try:
+            return await self._lanes[place].submit(item)
+        finally:
+            load[place] -= 1
+
+    async def close(self) -> None:
+        for lane in self._lanes:
+            await lane.close()
+
+    @property
+    def waiting(self) -> int:
+        return sum(lane.waiting for lane in self._lanes)
+
+
 def _refuse(batch: Sequence[_Waiting[Any]], error: Exception) -> None:
     for waiting in batch:
         if not waiting.future.done():
