@@ -21,7 +21,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from app import __version__
-from app.api import api_keys, audit, audit_streams, batch, containers, context, enrolment, jobs, load_commit, privacy_routes, tenants, turns
+from app.api import (
+    api_keys,
+    audit,
+    audit_streams,
+    batch,
+    containers,
+    context,
+    enrolment,
+    jobs,
+    load_commit,
+    privacy_routes,
+    tenants,
+    turns,
+)
 from app.api.dispatch import Api, ApiSettings
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
@@ -93,7 +106,20 @@ __all__ = [  # the command line has its settings from here: it may not read them
 
 log = logging.getLogger("confide.main")
 
-RESOURCES: Final = (load_commit, context, turns, batch, containers, tenants, enrolment, api_keys, jobs, audit, audit_streams, privacy_routes)
+RESOURCES: Final = (
+    load_commit,
+    context,
+    turns,
+    batch,
+    containers,
+    tenants,
+    enrolment,
+    api_keys,
+    jobs,
+    audit,
+    audit_streams,
+    privacy_routes,
+)
 """Each module declares its ``ROUTES``."""
 
 PARTITION_SECONDS: Final = 3600.0
@@ -434,7 +460,8 @@ def application() -> Api:
     configure(settings.log_level)
     _die_with_parent()
     api, _ = build(settings)
-    # What is loaded by now stays: the collector needn't look at it again, and has little to find in a request's garbage.
+    # What is loaded by now stays: the collector needn't look at it again, and has little to find in a request's
+    # garbage.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

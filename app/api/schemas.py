@@ -1,7 +1,8 @@
 """The JSON bodies of the dialogue routes. Unknown fields are refused; texts and lists are bounded.
 
 Names that clients choose (external ids, subjects, labels, collections, keys, tags) are texts of 1 to 512 characters
-without control characters. A value is given either inline as ``json`` (stored canonically) or as ``base64`` (byte-exact).
+without control characters. A value is given either inline as ``json`` (stored canonically) or as ``base64``
+(byte-exact).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 _TEXT = "^[^\\x00-\\x1f\\x7f-\\x9f]*$(?!\n)"
@@ -64,7 +64,9 @@ class TurnIn(In):
 
 
 class ObjectIn(In):
-    """A context object to put. ``if_match`` and ``if_none_match`` are the preconditions of RFC 9110, for this object."""
+    """A context object to put. ``if_match`` and ``if_none_match`` are the preconditions of RFC 9110, for this
+    object.
+    """
 
     collection: Collection
     key: Name
@@ -86,7 +88,8 @@ class MergeIn(In):
 
 
 class DeleteIn(In):
-    """Delete one object (``collection`` and ``key``), a collection, everything with a ``tag``, or all of a collection but its
+    """Delete one object (``collection`` and ``key``), a collection, everything with a ``tag``, or all of a collection
+    but its
     newest ``keep_newest``.
     """
 
@@ -128,7 +131,9 @@ class TurnOut(Out):
 
 
 class Ttl(In, omit_defaults=True):
-    """Time to live. ``idle`` runs from the last write, ``absolute`` from the creation; the earlier one ends the container."""
+    """Time to live. ``idle`` runs from the last write, ``absolute`` from the creation; the earlier one ends the
+    container.
+    """
 
     idle: Seconds | None = None
     absolute: Seconds | None = None
@@ -196,7 +201,9 @@ class SessionsOut(Out):
 
 
 class BranchIn(In):
-    """Copy a session up to a turn or a commit, under a new container key. Objects changed after ``commit`` are left out."""
+    """Copy a session up to a turn or a commit, under a new container key. Objects changed after ``commit`` are left
+    out.
+    """
 
     turn: Number | None = None
     commit: Number | None = None
@@ -216,7 +223,9 @@ class BranchOut(Out):
 
 
 class SelectorIn(In):
-    """Part of a container: all of it (empty), a ``collection``, one ``key`` of it, a ``tag``, the ``newest`` n of these."""
+    """Part of a container: all of it (empty), a ``collection``, one ``key`` of it, a ``tag``, the ``newest`` n of
+    these.
+    """
 
     collection: Collection | None = None
     key: Name | None = None
@@ -236,7 +245,8 @@ class TurnsIn(In):
 class LoadIn(In):
     """All that a turn needs, in one round trip. Name the session by ``session`` or ``external_id``.
 
-    ``subject`` true loads the context of the session's subject (``subject_context`` narrows it), ``app`` that of an app.
+    ``subject`` true loads the context of the session's subject (``subject_context`` narrows it), ``app`` that of an
+    app.
     """
 
     session: UUID | None = None

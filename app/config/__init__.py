@@ -67,8 +67,8 @@ class Settings:
     trusted_proxies: int = setting("CONFIDE_TRUSTED_PROXIES", whole(0, 8), 0)
     state_dir: Path = setting("CONFIDE_STATE_DIR", path, STATE)  # noqa: RUF009  a field, in truth
 
-    deletion_journal_dir: Path | None = setting("CONFIDE_DELETION_JOURNAL_DIR", path, None)
-    trust_file: Path | None = setting("CONFIDE_TRUST_FILE", path, None)
+    deletion_journal_dir: Path | None = setting("CONFIDE_DELETION_JOURNAL_DIR", path, None)  # noqa: RUF009  a field
+    trust_file: Path | None = setting("CONFIDE_TRUST_FILE", path, None)  # noqa: RUF009  a field
 
     database_url: str | None = setting("CONFIDE_DATABASE_URL", database, None, secret=True)
     owner_database_url: str | None = setting("CONFIDE_OWNER_DATABASE_URL", database, None, secret=True)
@@ -77,9 +77,9 @@ class Settings:
     audit_name: str = setting("CONFIDE_AUDIT_NAME", text("[a-z0-9.-]{1,128}", "a host name of yours"), "confide.local")
     audit_signing_key: bytes | None = setting("CONFIDE_AUDIT_SIGNING_KEY", secret_bytes, None, secret=True)
     audit_retired_keys: str = setting("CONFIDE_AUDIT_RETIRED_KEYS", text(r"[\x21-\x7e]{0,8192}", "verifier keys"), "")
-    audit_witness_dir: Path | None = setting("CONFIDE_AUDIT_WITNESS_DIR", path, None)
+    audit_witness_dir: Path | None = setting("CONFIDE_AUDIT_WITNESS_DIR", path, None)  # noqa: RUF009  a field
     audit_private_receivers: str = setting("CONFIDE_AUDIT_PRIVATE_RECEIVERS", one_of("no", "yes"), "no")
-    audit_receiver_ca: Path | None = setting("CONFIDE_AUDIT_RECEIVER_CA", path, None)
+    audit_receiver_ca: Path | None = setting("CONFIDE_AUDIT_RECEIVER_CA", path, None)  # noqa: RUF009  a field
 
     max_json_bytes: int = setting("CONFIDE_MAX_JSON_BYTES", whole(KIB, 16 * MIB), 64 * KIB)
     max_envelope_bytes: int = setting("CONFIDE_MAX_ENVELOPE_BYTES", whole(64 * KIB, 64 * MIB), 16 * MIB)

@@ -50,7 +50,9 @@ class Auditing:
         self._sources: OrderedDict[tuple[UUID, str], str] = OrderedDict()
 
     def facts(self, caller: Caller, purpose: Purpose | None, keys: str, trace: Trace, source: str) -> str:
-        """JSON of an event by ``caller``. ``keys``: a JSON fragment of the key state, with a comma first, or nothing."""
+        """JSON of an event by ``caller``. ``keys``: a JSON fragment of the key state, with a comma first, or
+        nothing.
+        """
         start = self._callers.get((caller.api_key, purpose))
         if start is None:
             start = self._start(caller, purpose)

@@ -49,7 +49,9 @@ class Branching:
     async def branch(
         self, call: Call, source: Where, external: str | None, making: Making, *, turn: int | None, commit: int | None
     ) -> Branched:
-        """Raises ``NotFound``, ``Conflict`` (the external id is taken, or the source keeps changing), ``InvalidRequest``."""
+        """Raises ``NotFound``, ``Conflict`` (the external id is taken, or the source keeps changing),
+        ``InvalidRequest``.
+        """
         # The copy is about the same person: an erasure of the subject must find it.
         making.subject_id = await self._dialogue.subject_id(call, source)
         for _ in range(TRIES):

@@ -114,7 +114,9 @@ class Changes:
 
 @dataclass(slots=True)
 class Select:
-    """Part of a container's objects. Without a ``key``: the newest ``limit`` (None: as many as fit), below ``before``."""
+    """Part of a container's objects. Without a ``key``: the newest ``limit`` (None: as many as fit), below
+    ``before``.
+    """
 
     collection: str | None = None
     key: str | None = None

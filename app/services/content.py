@@ -1,6 +1,7 @@
 """What a body is before it's sealed: inline JSON in canonical form, base64 in its one spelling, RFC 7396 merges.
 
-Canonical JSON here is: UTF-8, no insignificant white space, object names sorted by their code points, numbers as IEEE 754
+Canonical JSON here is: UTF-8, no insignificant white space, object names sorted by their code points, numbers as IEEE
+754
 doubles or 64-bit integers in their shortest form. A number that can't be kept exactly is refused, never rounded.
 """
 

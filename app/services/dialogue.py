@@ -1,4 +1,6 @@
-"""Sessions, subjects and apps: what a dialogue runtime does with them. Routes call this; it calls reading and writing."""
+"""Sessions, subjects and apps: what a dialogue runtime does with them. Routes call this; it calls reading and
+writing.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ MOST_OBJECTS: Final = 1000
 
 @dataclass(slots=True)
 class Loading:
-    """What to load of a container. ``hop``: ``where`` names a session; its subject is meant. ``names``: open its names."""
+    """What to load of a container. ``hop``: ``where`` names a session; its subject is meant. ``names``: open its
+    names.
+    """
 
     where: Where
     action: str
@@ -92,8 +96,11 @@ class Dialogue:
                 places = anew
                 keys, present, results = await self._read(call, parts, places)
         found = iter(zip(present, results, strict=True))
-        return [await self._opened(call, keys, next(found), first=i == 0 and not all_optional) if place is not None else None
-                for i, place in enumerate(places)]  # fmt: skip
+        opened: list[Opened | None] = []
+        for i, place in enumerate(places):
+            first = i == 0 and not all_optional
+            opened.append(await self._opened(call, keys, next(found), first=first) if place is not None else None)
+        return opened
 
     async def _read(
         self, call: Call, parts: Sequence[Loading], places: list[UUID | None]
@@ -124,7 +131,8 @@ class Dialogue:
     async def _place(self, call: Call, keys: TenantKeys, part: Loading) -> UUID | None:
         """The id of the container that ``part`` means: names inside it are HMACs that go through its id.
 
-        A container that this worker has met before costs nothing; a new one costs a look-up, which also brings its keys.
+        A container that this worker has met before costs nothing; a new one costs a look-up, which also brings its
+        keys.
         """
         where = part.where
         place, tag = where.id, None

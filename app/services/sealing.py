@@ -1,7 +1,9 @@
 """Between plain values and rows: names become HMACs, contents are sealed, rows are opened. Calls ``app/crypto`` only.
 
-An object's plaintext is its name and its content together, so that neither can be exchanged: 4 bytes length, big-endian,
-of a JSON array [collection, key, tags, inline], the array, the content. A turn's is one byte (1: inline JSON) and content.
+An object's plaintext is its name and its content together, so that neither can be exchanged: 4 bytes length,
+big-endian,
+of a JSON array [collection, key, tags, inline], the array, the content. A turn's is one byte (1: inline JSON) and
+content.
 """
 
 from __future__ import annotations

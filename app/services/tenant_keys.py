@@ -165,7 +165,9 @@ class TenantKeys:
             self._externals.popitem(last=False)
 
     def forget(self, container: UUID) -> None:
-        """Drop what is believed of a container that changed behind our back. Its keys stay: others may be using them."""
+        """Drop what is believed of a container that changed behind our back. Its keys stay: others may be using
+        them.
+        """
         self._known.pop(container, None)
         for name in [name for name, held in self._externals.items() if held == container]:
             del self._externals[name]

@@ -1,4 +1,5 @@
-"""One write: seal under what this worker believes of the containers, send the statement, and look again where it was wrong.
+"""One write: seal under what this worker believes of the containers, send the statement, and look again where it was
+wrong.
 
 What must hold when it is written (a version, a commit number, a turn's number, the container's key) is checked by the
 statement, under the container's lock. So a wrong belief costs a round trip, never a lost update.

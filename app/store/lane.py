@@ -117,7 +117,7 @@ class _Queue(Generic[Item]):
 class Lane(Generic[Item]):
     """One connection, one writer, one kind of statement. ``submit`` is what services call."""
 
-    def __init__(  # noqa: PLR0917  a lane is its six parts
+    def __init__(
         self,
         name: str,
         connect: Connect,
@@ -272,7 +272,8 @@ class Lane(Generic[Item]):
     async def _open(self, flush: int) -> bool:
         """Connect, fence off this lane's last writer, and begin a new one. Answers whether ``flush`` was committed.
 
-        The update waits for the old connection's statement where it still runs; where it has yet to arrive, it will find
+        The update waits for the old connection's statement where it still runs; where it has yet to arrive, it will
+        find
         its writer gone and fail. So the old writer's numbers end without a gap, and a new writer's begin at 1.
         """
         connection = await self._connect()
@@ -297,7 +298,8 @@ class Lane(Generic[Item]):
 
 
 class Lanes(Generic[Item]):
-    """Lanes of one kind. An item goes where least is under way, so that the worker prepares one batch while the database
+    """Lanes of one kind. An item goes where least is under way, so that the worker prepares one batch while the
+    database
     works on another.
     """
 

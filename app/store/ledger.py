@@ -62,7 +62,9 @@ class Ledger:
 
     @asynccontextmanager
     async def transaction(self, *tenants: UUID) -> AsyncIterator[Transaction]:
-        """Raises what the body raises (and rolls back); of its own ``Conflict``, ``Unavailable``, ``OutcomeUnknown``."""
+        """Raises what the body raises (and rolls back); of its own ``Conflict``, ``Unavailable``,
+        ``OutcomeUnknown``.
+        """
         async with self._lock:
             connection = await self._ready()
             try:

@@ -24,14 +24,16 @@ READ: Final = (
 )
 WRITE: Final = (
     "SELECT * FROM confide.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
-    " $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42)"
+    " $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39,"
+    " $40, $41, $42)"
 )
 RECORD: Final = "SELECT confide.record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
 
 @dataclass(slots=True)
 class Selector:
-    """What to read of a container. ``type``: object (``id``); list (``id`` = collection tag, ``tag``, below ``version``);
+    """What to read of a container. ``type``: object (``id``); list (``id`` = collection tag, ``tag``, below
+    ``version``);
     turns-before (below ``before``, newest first); turns-after (above ``after``, oldest first). ``bytes`` is a soft
     limit.
     """
@@ -311,7 +313,9 @@ def _joined(bodies: Sequence[bytes]) -> tuple[list[int], list[int], bytes]:
 
 
 def _sparse(column: list[Any]) -> list[Any]:
-    """Nothing at all for a column without a value: ``unnest`` fills up with NULL, and a subscript of nothing is NULL."""
+    """Nothing at all for a column without a value: ``unnest`` fills up with NULL, and a subscript of nothing is
+    NULL.
+    """
     return column if column.count(None) < len(column) else []
 
 
