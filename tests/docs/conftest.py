@@ -63,6 +63,7 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """``confide serve --demo`` on a free port."""
     folder = tmp_path_factory.mktemp("checkout")
+    (folder / "app").symlink_to(ROOT / "app")
     (folder / "shim").mkdir()
     (folder / "shim" / "curl").write_text(CURL)
     (folder / "shim" / "curl").chmod(0o755)
