@@ -30,6 +30,7 @@ from app.api import (
     context,
     enrolment,
     jobs,
+    keys,
     load_commit,
     privacy_routes,
     tenants,
@@ -60,9 +61,7 @@ from app.services.deletion_journal import DeletionJournal
 from app.services.denials import Denials
 from app.services.dialogue import Dialogue
 from app.services.jobs import Jobs
-from app.services.keyring import Keyring
-from app.services.kms_calls import KmsCalls
-from app.services.providers import Providers
+from app.services.key_plane import core, key_plane
 from app.services.rate import Rates
 from app.services.reading import Reading
 from app.services.replay_deletions import Replayed, replay
@@ -72,7 +71,6 @@ from app.services.writing import Writing
 from app.store.api_keys import KeyRows
 from app.store.cell import MAKE_PARTITIONS, CellError, standing
 from app.store.connection import Connect, connector
-from app.store.keys import KeyStore
 from app.store.lane import Lane, LaneLimits, Lanes
 from app.store.ledger import Ledger
 from app.store.pool import Pool
@@ -115,6 +113,7 @@ RESOURCES: Final = (
     tenants,
     enrolment,
     api_keys,
+    keys,
     jobs,
     audit,
     audit_streams,
@@ -148,8 +147,8 @@ def build(settings: Settings) -> tuple[Api, Services]:
     return api_of(parts), parts.services
 
 
-def assemble(settings: Settings) -> Parts:
-    """Everything of a worker, unconnected. Raises ConfigError."""
+def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
+    """Everything of a worker, unconnected. ``kms``: instead of what the settings say, for tests. Raises ConfigError."""
     connect = _connect(settings)
     metrics = Metrics()
     lanes = _lanes(connect, settings, metrics)
@@ -166,17 +165,17 @@ def assemble(settings: Settings) -> Parts:
         rates=Rates(settings.rate_per_second),
         denials=denials,
     )
-    registry = ProviderRegistry(kms_settings(settings))
+    registry = ProviderRegistry(kms or kms_settings(settings))
 
     def called(provider: str, operation: str, outcome: str, seconds: float) -> None:
         metrics.kms_seconds.observe(seconds, (provider, operation, outcome))
 
-    calls = KmsCalls(settings.region, auditing, called)
-    keyring = Keyring(settings.region, KeyStore(ledger), calls, Providers(registry))
+    made = core(settings.region, registry, auditing, lambda: Ledger(connect), called)
+    keyring = made.keyring
     reading = Reading(settings.region, keyring, lanes["read"], pool, auditing)
     control = ControlPlane(ledger, auditing, access)
     trees = _audit(settings, auditing, access, control, metrics)
-    keys = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
+    api_keys_ = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
     deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
     dialogue = Dialogue(reading, Writing(reading, lanes["write"], deletions), lanes["write"])
     jobs_runner = Jobs(Ledger(connect), pool, auditing, control)
@@ -200,13 +199,14 @@ def assemble(settings: Settings) -> Parts:
             auditing=auditing,
             access=access,
             control=control,
-            keys=keys,
+            keys=api_keys_,
             maker=keyring,
         ),
-        api_keys=keys,
+        api_keys=api_keys_,
         audit_log=trees.log,
         audit=trees,
         jobs=jobs_runner,
+        keys=key_plane(made, control, auditing, jobs_runner, pool, audit_signer(settings)),
         privacy=privacy.assemble(
             ledger=Ledger(connect),
             control=control,
@@ -400,7 +400,7 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         for lane in parts.services.lanes.values():
             await lane.start()
             stack.push_async_callback(lane.close)
-        stack.push_async_callback(parts.services.keyring.close)
+        stack.push_async_callback(parts.services.keys.close)
         await make_partitions(parts.services.ledger)
         parts.services.audit.start()
         stack.push_async_callback(parts.services.audit.close)
@@ -412,6 +412,7 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(_cancel, task)
         stack.push_async_callback(parts.services.jobs.ledger.close)
         stack.push_async_callback(parts.services.privacy.ledger.close)
+        parts.services.keys.start()
         parts.services.jobs.start_runner()
         stack.push_async_callback(parts.services.jobs.close)
         await parts.services.privacy.start()

@@ -14,6 +14,7 @@ import httpx2
 
 from app.config import Settings
 from app.identity import NO_UUID, Role, new_id
+from app.kms.registry import KmsSettings
 from app.main import Parts, api_of, assemble, serving
 from app.services.api_keys import Wanted
 from app.store.cell import name_region
@@ -65,10 +66,10 @@ def settings_of(url: str, state: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def running_cell(url: str, state: Path, **changes: Any) -> AsyncIterator[Cell]:
-    """A worker on a migrated database, with an operator's key."""
+async def running_cell(url: str, state: Path, kms: KmsSettings | None = None, **changes: Any) -> AsyncIterator[Cell]:
+    """A worker on a migrated database, with an operator's key. ``kms``: other key services than a key file."""
     await asyncio.to_thread(name_region, url, REGION)
-    parts = assemble(settings_of(url, state, **changes))
+    parts = assemble(settings_of(url, state, **changes), kms)
     async with serving(parts):
         keys = parts.services.api_keys
         async with parts.services.ledger.transaction(NO_UUID) as tx:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import orjson
 
 from app.crypto.secret import SecretKey
 from app.errors import Unavailable
 from app.identity import new_id
-from app.kms.provider import KeyProvider, KmsCall, KmsError, KmsOwnCredentials, Unwrapped, WrapContext, Wrapped
+from app.kms.provider import KeyProvider, KmsCall, KmsError, Unwrapped, WrapContext, Wrapped
 from app.services.auditing import Auditing
 from app.store.statements import Record
 
@@ -31,6 +33,10 @@ class KmsCalls:
         self._region = region
         self._auditing = auditing
         self._observe = observe
+        self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        self.in_flight = 0
+        self.peak = 0
+        """The most calls that were under way at one time in this worker."""
 
     def context(self, tenant: UUID, side: str, generation: int) -> WrapContext:
         """What a half is bound to; customers see it in their own cloud log. ``side``: customer or vendor."""
@@ -84,7 +90,27 @@ class KmsCalls:
         context: WrapContext | None = None,
         why: str,
     ) -> Result:
-        """Run one call between its two events. ``why``: the worker's reason, e.g. load, refresh, probe, check."""
+        """Run one call between its two events; a tenant's calls go one after another.
+
+        ``why``: the worker's reason, e.g. load, refresh, probe, check. Raises as ``unwrap`` does.
+        """
+        async with self._locks.setdefault(tenant, asyncio.Lock()):
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+            try:
+                return await self._call(provider, tenant, operation, run, context, why)
+            finally:
+                self.in_flight -= 1
+
+    async def _call(
+        self,
+        provider: KeyProvider,
+        tenant: UUID,
+        operation: str,
+        run: Callable[[UUID], Awaitable[Result]],
+        context: WrapContext | None,
+        why: str,
+    ) -> Result:
         intent = new_id()
         known: dict[str, Any] = {"kek": provider.kek_uri, "detail": {"operation": operation, "why": why}}
         if context is not None:
@@ -96,11 +122,11 @@ class KmsCalls:
         except KmsError as error:
             await self._failed(provider, tenant, operation, known, error)
             raise
-        call: KmsCall = getattr(result, "call")  # noqa: B009  Wrapped, Unwrapped and KeyDescription all have one
+        # Wrapped, Unwrapped and KeyDescription have one; what the doctor tries may answer with a mere verdict.
+        call: KmsCall | None = getattr(result, "call", None)
+        facts = known | (_facts_of(call) if call is not None else {})
         try:
-            await self._auditing.append(
-                Record(tenant, "key.outcome", "allowed", orjson.dumps(known | _facts_of(call)).decode())
-            )
+            await self._auditing.append(Record(tenant, "key.outcome", "allowed", orjson.dumps(facts).decode()))
         except Unavailable:
             if isinstance(result, Unwrapped):
                 result.key.wipe()
@@ -119,8 +145,8 @@ class KmsCalls:
         reason = f"kms-{error.kind}"
         await self._auditing.append(Record(tenant, "key.outcome", outcome, orjson.dumps(facts).decode(), reason))
         self._count(provider, operation, error.kind, error.call)
-        if isinstance(error, KmsOwnCredentials):
-            self._auditing.alarm("own-credentials", provider=provider.name, code=error.code)
+        if error.alarm:
+            self._auditing.alarm(error.kind, provider=provider.name, code=error.code, tenant=str(tenant))
 
     def _count(self, provider: KeyProvider, operation: str, outcome: str, call: KmsCall | None) -> None:
         if self._observe is not None:

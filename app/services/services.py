@@ -16,6 +16,7 @@ from app.services.cell_secrets import CellSecrets
 from app.services.control import ControlPlane
 from app.services.dialogue import Dialogue
 from app.services.jobs import Jobs
+from app.services.key_plane import KeyPlane
 from app.services.keyring import Keyring
 from app.services.privacy import Privacy
 from app.services.tenants import Tenants
@@ -52,4 +53,5 @@ class Services:
     audit_log: AuditLog
     audit: AuditParts
     jobs: Jobs
+    keys: KeyPlane
     privacy: Privacy

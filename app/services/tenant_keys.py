@@ -66,7 +66,8 @@ class TenantKeys:
     """JSON fragment that names the KEK, its version and the TRK generation in events."""
     granted_at: float
     until: float
-    in_grace: bool = False
+    """When these keys may be used no more: the lease's end, or that of the grace after it."""
+    lease_end: float = field(init=False)
     answers: SecretKey = field(init=False)
     names: dict[tuple[UUID, str, str | None], UUID] = field(default_factory=dict, repr=False)
     _containers: OrderedDict[tuple[UUID, int], SecretKey] = field(default_factory=OrderedDict)
@@ -75,6 +76,7 @@ class TenantKeys:
 
     def __post_init__(self) -> None:
         self.answers = hkdf_sha256(self.index, b"confide/v1/answers")
+        self.lease_end = self.until
 
     @property
     def valid(self) -> bool:
@@ -84,6 +86,24 @@ class TenantKeys:
         """Raises ``KeyUnavailable`` once the lease has ended: called again right before anything is opened."""
         if self.clock() >= self.until:
             raise KeyUnavailable
+
+    @property
+    def in_grace(self) -> bool:
+        """The lease has ended, an outage keeps it from being renewed, and the tenant chose to be served anyway."""
+        return self.lease_end <= self.clock() < self.until
+
+    @property
+    def kept_until(self) -> float:
+        """How long they stay in memory: past the lease's end only where the tenant's grace may need them."""
+        return self.lease_end + self.policy.grace
+
+    def grant_grace(self) -> None:
+        """An outage was seen by a real call: the tenant's opt-in grace follows the lease."""
+        self.until = self.lease_end + self.policy.grace
+
+    def refuse_grace(self) -> None:
+        """What was seen isn't a plain outage: the lease's end is the end."""
+        self.until = min(self.until, self.lease_end)
 
     def facts(self) -> str:
         """The key state as a JSON fragment for an event."""
@@ -180,12 +200,12 @@ class TenantKeys:
 
     def renew(self, fresh: TenantKeys) -> None:
         """Take over the lease that ``fresh`` proved, and wipe it: it opened the same keys under the same epoch."""
-        self.granted_at, self.until, self.in_grace = fresh.granted_at, fresh.until, fresh.in_grace
+        self.granted_at, self.until, self.lease_end = fresh.granted_at, fresh.lease_end, fresh.lease_end
         fresh.wipe()
 
     def wipe(self) -> None:
         """Zero every key. Requests that still hold one get ``KeyWiped``, a 503."""
-        self.until = 0.0
+        self.until = self.lease_end = 0.0
         wipe(*self.roots.values(), self.index, self.answers, *self._containers.values())
         self.names.clear()
         self._containers.clear()

@@ -11,12 +11,14 @@ from app.store.ledger import Ledger, Transaction
 
 @dataclass(frozen=True, slots=True)
 class StoredKeys:
-    """Rows of one tenant, read in one snapshot. ``bindings`` by id: those that a root key depends on."""
+    """Rows of one tenant. ``bindings`` by id: those that a root key depends on. ``pending``: the next index key, while
+    a rekey is under way."""
 
     tenant: Any
     roots: list[Any]
     index: Any
     bindings: dict[UUID, Any]
+    pending: Any = None
 
 
 class KeyStore:
@@ -35,15 +37,21 @@ class KeyStore:
                 "SELECT * FROM confide_keys.root_key WHERE tenant_id = $1 AND state <> 'destroyed' ORDER BY generation",
                 tenant,
             )
-            index = await tx.connection.fetchrow(
-                "SELECT * FROM confide_keys.index_key WHERE tenant_id = $1 AND state = 'active'", tenant
+            indexes = await tx.connection.fetch(
+                "SELECT * FROM confide_keys.index_key WHERE tenant_id = $1 AND state IN ('active', 'pending')", tenant
             )
-            bindings = await tx.connection.fetch(
-                "SELECT * FROM confide_keys.binding WHERE tenant_id = $1 AND id = ANY($2::uuid[])",
-                tenant,
-                [root["binding_id"] for root in roots if root["binding_id"] is not None],
-            )
-            return StoredKeys(row, list(roots), index, {binding["id"]: binding for binding in bindings})
+            index = next(each for each in indexes if each["state"] == "active")
+            pending = next((each for each in indexes if each["state"] == "pending"), None)
+            bound = [root["binding_id"] for root in roots if root["binding_id"] is not None]
+            bindings = []
+            if bound:
+                bindings = await tx.connection.fetch(
+                    "UPDATE confide_keys.binding SET used_at = now() WHERE tenant_id = $1 AND id = ANY($2::uuid[])"
+                    " RETURNING *",
+                    tenant,
+                    bound,
+                )
+            return StoredKeys(row, list(roots), index, {binding["id"]: binding for binding in bindings}, pending)
 
 
 async def insert_root_key(
@@ -73,14 +81,18 @@ async def insert_root_key(
     )
 
 
-async def insert_index_key(tx: Transaction, *, tenant: UUID, number: int, trk_generation: int, sealed: bytes) -> None:
+async def insert_index_key(
+    tx: Transaction, *, tenant: UUID, number: int, trk_generation: int, sealed: bytes, state: str = "active"
+) -> None:
+    """``state`` pending: the next one, while a rekey is under way."""
     await tx.connection.execute(
         "INSERT INTO confide_keys.index_key (tenant_id, number, trk_generation, sealed, state, created_at)"
-        " VALUES ($1, $2, $3, $4, 'active', now())",
+        " VALUES ($1, $2, $3, $4, $5, now())",
         tenant,
         number,
         trk_generation,
         sealed,
+        state,
     )
 
 
@@ -96,10 +108,80 @@ async def move_key_state(tx: Transaction, tenant: UUID, state: str, from_states:
     return bool(moved)
 
 
-async def move_binding_state(tx: Transaction, tenant: UUID, binding: UUID, state: str) -> None:
+async def move_epoch(tx: Transaction, tenant: UUID) -> None:
+    """Every worker must read the tenant's keys again before its next statement can succeed."""
+    await tx.connection.execute("UPDATE confide.tenant SET epoch = epoch + 1, changed_at = now() WHERE id = $1", tenant)
+
+
+async def lock_tenant(tx: Transaction, tenant: UUID) -> Any:
+    """The tenant's row, held: its keys change one after another."""
+    return await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1 FOR UPDATE", tenant)
+
+
+async def roots_of(tx: Transaction, tenant: UUID) -> list[Any]:
+    """The tenant's root keys that aren't destroyed, by generation."""
+    return list(
+        await tx.connection.fetch(
+            "SELECT * FROM confide_keys.root_key WHERE tenant_id = $1 AND state <> 'destroyed' ORDER BY generation",
+            tenant,
+        )
+    )
+
+
+async def last_generation(tx: Transaction, tenant: UUID) -> int:
+    """The highest that was ever used, destroyed ones too."""
+    last: int = await tx.connection.fetchval(
+        "SELECT max(generation) FROM confide_keys.root_key WHERE tenant_id = $1", tenant
+    )
+    return last
+
+
+async def step_down_root(tx: Transaction, tenant: UUID) -> None:
     await tx.connection.execute(
-        "UPDATE confide_keys.binding SET state = $3, changed_at = now() WHERE tenant_id = $1 AND id = $2",
+        "UPDATE confide_keys.root_key SET state = 'retiring' WHERE tenant_id = $1 AND state = 'active'", tenant
+    )
+
+
+async def destroy_roots(tx: Transaction, tenant: UUID) -> list[int]:
+    """Empty every retiring root key that opens nothing any more. Answers their generations."""
+    rows = await tx.connection.fetch(
+        "UPDATE confide_keys.root_key r SET state = 'destroyed', sealed = '', vendor_half = '',"
+        " customer_half = CASE WHEN r.binding_id IS NULL THEN NULL ELSE ''::bytea END"
+        " WHERE r.tenant_id = $1 AND r.state = 'retiring'"
+        " AND NOT EXISTS (SELECT FROM confide.container_key k WHERE k.tenant_id = $1"
+        " AND k.trk_generation = r.generation)"
+        " AND NOT EXISTS (SELECT FROM confide_keys.index_key i WHERE i.tenant_id = $1"
+        " AND i.trk_generation = r.generation) RETURNING r.generation",
         tenant,
-        binding,
-        state,
+    )
+    return sorted(row["generation"] for row in rows)
+
+
+async def replace_customer_half(
+    tx: Transaction, tenant: UUID, generation: int, old: bytes, new: tuple[bytes, str, str]
+) -> bool:
+    """The same half, wrapped anew: (wrapped, KEK URI, version). False where it isn't ``old`` any more."""
+    return bool(
+        await tx.connection.fetchval(
+            "UPDATE confide_keys.root_key SET customer_half = $4, customer_kek = $5, customer_kek_version = $6,"
+            " resealed_at = now() WHERE tenant_id = $1 AND generation = $2 AND customer_half = $3 RETURNING true",
+            tenant,
+            generation,
+            old,
+            *new,
+        )
+    )
+
+
+async def move_index_key(tx: Transaction, tenant: UUID, number: int, trk_generation: int, sealed: bytes) -> bool:
+    """The same index key, sealed under another root key."""
+    return bool(
+        await tx.connection.fetchval(
+            "UPDATE confide_keys.index_key SET trk_generation = $3, sealed = $4"
+            " WHERE tenant_id = $1 AND number = $2 AND state = 'active' RETURNING true",
+            tenant,
+            number,
+            trk_generation,
+            sealed,
+        )
     )

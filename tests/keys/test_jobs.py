@@ -13,24 +13,7 @@ import pytest
 from app.services import jobs as runner
 from app.services.jobs import Blocked, Job
 from tests.cell import Cell, Tenant, running_cell
-
-
-async def until(check: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> Any:
-    """What ``check`` answers once it is true."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = await check()
-            if found:
-                return found
-            await asyncio.sleep(0.02)
-
-
-async def ended(tenant: Tenant, job: UUID, *states: str) -> dict[str, Any]:
-    async def look() -> Any:
-        answer = (await tenant.admin.get(f"/v1/jobs/{job}")).raise_for_status().json()
-        return answer if answer["state"] in (states or ("done",)) else None
-
-    return await until(look)
+from tests.keys.waiting import ended, until
 
 
 async def start(cell: Cell, tenant: Tenant, kind: str, spec: dict[str, Any]) -> UUID:

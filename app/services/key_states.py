@@ -1,0 +1,128 @@
+"""What a customer's KMS answered, written where every worker sees it: revoked, unavailable, or serving again.
+
+A denial is believed only after a moment in which others may come: denials of many unrelated customers at once are our
+own credentials' fault, and nobody is shown as revoked for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from app.errors import ConfideError
+from app.services.auditing import Auditing
+from app.services.clock import Clock, boottime
+from app.store import bindings as rows
+from app.store.keys import move_key_state
+from app.store.ledger import Ledger, Transaction
+
+HOLD: Final = 0.4
+"""Seconds between a denial and its being believed. Part of the second that a lease may be passed by."""
+WINDOW: Final = 30.0
+MANY: Final = 5
+"""Unrelated customers denied within a window that point to us. Their leases end all the same."""
+PROBE_EVERY: Final = (12.0, 20.0)
+"""Seconds between the probes of a binding, drawn anew each time."""
+
+BLOCKED: Final = ["revoked", "unavailable", "rekeying"]
+
+
+def probe_pause() -> float:
+    return random.uniform(*PROBE_EVERY)  # noqa: S311  jitter, so that tenants don't march in step
+
+
+def owner_of(tenant: UUID, provider: str, fields: Mapping[str, Any]) -> str:
+    """Who holds a key: bindings of one AWS account or Entra tenant are related, and fall together."""
+    if provider == "aws-kms":
+        return "aws:" + str(fields.get("key_arn", "")).split(":key/", maxsplit=1)[0]
+    if provider == "azure-key-vault":
+        return f"azure:{fields.get('entra_tenant_id')}"
+    return f"{provider}:{tenant}"
+
+
+class KeyStates:
+    """Moves bindings and tenants' key states, with an event for each transition."""
+
+    def __init__(self, ledger: Ledger, auditing: Auditing, clock: Clock = boottime) -> None:
+        self._ledger = ledger
+        self._auditing = auditing
+        self._clock = clock
+        self._denied: deque[tuple[float, str]] = deque()
+        self._marked: deque[tuple[float, UUID, UUID]] = deque()
+
+    # ------------------------------------------------------------ what an answer means
+
+    async def denied(self, tenant: UUID, binding: Any, code: str) -> bool:
+        """Whether a denial is a revocation. If so the tenant is blocked, in every worker, when this returns.
+
+        Raises ``Unavailable`` where that can't be written.
+        """
+        owner = owner_of(tenant, binding["provider"], orjson.loads(binding["fields"]))
+        self._denied.append((self._clock(), owner))
+        await asyncio.sleep(HOLD)
+        if self._many():
+            self._auditing.alarm("many-denials", tenant=str(tenant), binding=str(binding["id"]), code=code)
+            await self._take_back()
+            return False
+        async with self._ledger.transaction(tenant) as tx:
+            before = await rows.move(tx, tenant, binding["id"], "revoked", ["active", "unavailable", "retiring"])
+            if before is not None:
+                await rows.probe_in(tx, tenant, binding["id"], probe_pause())
+                _event(tx, tenant, binding["id"], before, "revoked", code)
+            await move_key_state(tx, tenant, "revoked", ["active", "unavailable", "rekeying"])
+        self._marked.append((self._clock(), tenant, binding["id"]))
+        return True
+
+    async def _take_back(self) -> None:
+        """Who was believed before the many came is shown as serving again. Who is really denied is denied anew."""
+        while self._marked:
+            at, tenant, binding = self._marked.popleft()
+            if at > self._clock() - WINDOW:
+                await self._back(tenant, binding, "own-credentials")
+
+    async def unavailable(self, tenant: UUID, binding: Any, code: str) -> None:
+        """An outage is shown, and changes nothing else: cached keys serve until their lease ends."""
+        if binding["state"] not in {"active", "retiring"}:
+            return
+        try:
+            async with self._ledger.transaction(tenant) as tx:
+                before = await rows.move(tx, tenant, binding["id"], "unavailable", ["active", "retiring"])
+                if before is not None:
+                    await rows.probe_in(tx, tenant, binding["id"], probe_pause())
+                    _event(tx, tenant, binding["id"], before, "unavailable", code)
+                    await rows.settle(tx, tenant, ["active"])
+        except ConfideError:
+            pass  # the database is away too; the next failure shows it
+
+    async def served(self, tenant: UUID, binding: Any) -> None:
+        """The KMS unwrapped: a binding that was shown otherwise is served again."""
+        if binding["state"] in {"revoked", "unavailable"}:
+            await self._back(tenant, binding["id"], "granted")
+
+    async def _back(self, tenant: UUID, binding: UUID, code: str) -> None:
+        try:
+            async with self._ledger.transaction(tenant) as tx:
+                moved = await rows.come_back(tx, tenant, binding)
+                if moved is not None:
+                    _event(tx, tenant, binding, *moved, code)
+                    await rows.settle(tx, tenant, BLOCKED)
+        except ConfideError:
+            pass  # the next probe or load tries again
+
+    def _many(self) -> bool:
+        """Whether so many unrelated customers are denied at once that it must be us."""
+        since = self._clock() - WINDOW
+        while self._denied and self._denied[0][0] < since:
+            self._denied.popleft()
+        return len({owner for _, owner in self._denied}) >= MANY
+
+
+def _event(tx: Transaction, tenant: UUID, binding: UUID, before: str, after: str, code: str) -> None:
+    detail = {"binding": str(binding), "from": before, "to": after, "code": code}
+    tx.event(tenant, "binding.state", orjson.dumps({"detail": detail}).decode())
