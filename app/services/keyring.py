@@ -142,6 +142,10 @@ class Keyring:
         else:
             asyncio.get_running_loop().call_later(LINGER, keys.wipe)
 
+    def forget_vendor(self, tenant: UUID) -> None:
+        """Wipe the vendor halves of a tenant."""
+        self.loader.forget_vendor(tenant)
+
     def sweep(self) -> None:
         """Wipe what is past its lease, asked for or not."""
         now = self._clock()
