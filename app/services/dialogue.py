@@ -97,9 +97,9 @@ class Dialogue:
                 keys, present, results = await self._read(call, parts, places)
         found = iter(zip(present, results, strict=True))
         opened: list[Opened | None] = []
-        for i, place in enumerate(places):
+        for i, known in enumerate(places):
             first = i == 0 and not all_optional
-            opened.append(await self._opened(call, keys, next(found), first=first) if place is not None else None)
+            opened.append(await self._opened(call, keys, next(found), first=first) if known is not None else None)
         return opened
 
     async def _read(

@@ -9,57 +9,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 import orjson
 
-from app.crypto.secret import SecretKey
 from app.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Tampered, Unavailable
-from app.identity import NO_UUID, Kind, new_id
+from app.identity import NO_UUID, Kind
 from app.services import content
-from app.services.changes import Applied, Call, Changes, Delete, Found, Making, Merge, Put, Where
+from app.services.changes import Applied, Call, Changes, Found, Making, Merge, Put, Where
 from app.services.deletion_journal import DeletionJournal, deletions_of
+from app.services.drafting import Draft, caught_up, made, moved_on, target_of
 from app.services.reading import Reading
 from app.services.sealing import (
-    collection_tag,
     external_tag,
     fingerprint,
     idempotency_tag,
-    label_tag,
     object_id,
-    object_tag,
     open_answer,
     open_turn,
     seal_answer,
-    seal_meta,
-    seal_object,
-    seal_turn,
 )
-from app.services.tenant_keys import Known, TenantKeys
+from app.services.tenant_keys import TenantKeys
 from app.services.verdict import STALE, WIPES, refusal
 from app.store.lane import Lanes
 from app.store.statements import Operation, ReadTarget, Selector, TargetResult, Write, WriteTarget
 
 TRIES: Final = 8
-
-
-@dataclass(slots=True)
-class Draft:
-    """One container's part of a write: the changes, what is believed of the container, and what was drawn for it."""
-
-    changes: Changes
-    known: Known
-    ck: SecretKey
-    new_key: bytes | None = None
-    trk: int | None = None
-    created: bool = False
-    puts: list[UUID] = field(default_factory=list)
-    merges: list[UUID] = field(default_factory=list)
-    first_turn: int | None = None
-    last_turn: int | None = None
 
 
 class Writing:
@@ -87,7 +64,7 @@ class Writing:
                 done = await self._attempt(call, keys, drafts)
             else:
                 async with lock:
-                    done = await self._attempt(call, keys, [_caught_up(keys, draft) for draft in drafts])
+                    done = await self._attempt(call, keys, [caught_up(keys, draft) for draft in drafts])
             if done is not None:
                 return done
         raise Unavailable
@@ -103,7 +80,7 @@ class Writing:
         merged = [await self._merged(call, draft) for draft in drafts]
         facts = await self._reading.facts(call, keys)
         keys.check()
-        targets = [_target(keys, draft, puts, facts) for draft, puts in zip(drafts, merged, strict=True)]
+        targets = [target_of(keys, draft, puts, facts) for draft, puts in zip(drafts, merged, strict=True)]
         item = Write(
             call.caller.tenant,
             call.caller.api_key,
@@ -185,14 +162,14 @@ class Writing:
             known = keys.known(container)
             ck = keys.container_key(container, known.ck_generation) if known is not None else None
             if known is not None and ck is not None and not changes.only_new:
-                return _moved_on(keys, Draft(changes, known, ck))
+                return moved_on(keys, Draft(changes, known, ck))
         found = await self._reading.look_up(keys, where.kind, where.id, tag, call)
         if found is None or found[1]:
             if changes.make is None:
                 raise NotFound
             if found is not None:
                 await self.expire(call, keys, where.kind, found[0].id)
-            draft = _made(keys, changes)
+            draft = made(keys, changes)
             draft.known.subject = changes.make.subject_id
             if changes.make.subject is not None:
                 draft.known.subject = await self.ensure(call, Where(Kind.SUBJECT, external=changes.make.subject))
@@ -204,7 +181,7 @@ class Writing:
         ck = keys.container_key(known.id, known.ck_generation)
         if ck is None:
             raise Tampered
-        return _moved_on(keys, Draft(changes, known, ck))
+        return moved_on(keys, Draft(changes, known, ck))
 
     # ------------------------------------------------------------ merges
 
@@ -273,145 +250,6 @@ class Writing:
             inserted=head["selector"] or 0,
             popped=sorted(popped, key=lambda turn: -turn.number),
         )
-
-
-# ---------------------------------------------------------------- drafts
-
-
-def _made(keys: TenantKeys, changes: Changes) -> Draft:
-    """A container that doesn't exist yet, with its first key."""
-    container = new_id()
-    ck, sealed = keys.new_container_key(container, 1)
-    known = Known(container, 1, keys.active, 0, 1)
-    return Draft(changes, known, ck, new_key=sealed, trk=keys.active, created=True)
-
-
-def _moved_on(keys: TenantKeys, draft: Draft) -> Draft:
-    """After a change of the root key, a container gets a new key at its next write."""
-    known = draft.known
-    if known.trk_generation == keys.active:
-        return draft
-    generation = known.ck_generation + 1
-    ck, sealed = keys.new_container_key(known.id, generation)
-    moved = Known(known.id, generation, keys.active, known.commit, known.head, known.subject, complete=known.complete)
-    return Draft(draft.changes, moved, ck, new_key=sealed, trk=keys.active)
-
-
-def _caught_up(keys: TenantKeys, draft: Draft) -> Draft:
-    """With what those who held the lock before have seen of the container."""
-    now = keys.known(draft.known.id)
-    if now is not None and now.ck_generation == draft.known.ck_generation and draft.new_key is None:
-        draft.known.commit, draft.known.head = now.commit, now.head
-    return draft
-
-
-def _target(keys: TenantKeys, draft: Draft, merged: Sequence[Put], facts: str) -> WriteTarget:
-    changes, known = draft.changes, draft.known
-    operations: list[Operation] = []
-    draft.puts = [_seal_put(keys, draft, put, operations) for put in changes.puts]
-    draft.merges = [_seal_put(keys, draft, put, operations) for put in merged]
-    operations.extend(_delete(keys, known.id, delete) for delete in changes.deletes)
-    if changes.pop is not None:
-        operations.append(Operation("pop", number=changes.pop))
-    if changes.clear:
-        operations.append(Operation("clear"))
-    number = changes.expected_last + 1 if changes.expected_last is not None else known.head
-    if changes.turns:
-        draft.first_turn, draft.last_turn = number, number + len(changes.turns) - 1
-    for ordinal, turn in enumerate(changes.turns, number):
-        turn_id = new_id()
-        body = seal_turn(keys, draft.ck, known.ck_generation, known.id, turn_id, ordinal, turn)
-        operations.append(
-            Operation("turn", turn_id, content_type=turn.content_type, size=len(turn.body), number=ordinal, body=body)
-        )
-    target = WriteTarget(
-        changes.action,
-        facts,
-        changes.where.kind,
-        known.id,
-        operations,
-        ck=known.ck_generation,
-        new_key=draft.new_key,
-        trk=draft.trk,
-        expected_commit=changes.expected_commit,
-        expected_head=number if changes.turns else None,
-    )
-    if draft.created:
-        _make(keys, draft, target)
-    return target
-
-
-def _seal_put(keys: TenantKeys, draft: Draft, put: Put, operations: list[Operation]) -> UUID:
-    container = draft.known.id
-    item, version = object_id(keys, container, put.collection, put.key), new_id()
-    operations.append(
-        Operation(
-            "put",
-            item,
-            version,
-            collection_tag(keys, container, put.collection),
-            b"".join(object_tag(keys, container, tag).bytes for tag in put.tags) if put.tags else None,
-            put.if_version,
-            put.if_none,
-            fingerprint(keys, container, put.content_type.encode(), put.body) if put.if_none else None,
-            put.content_type,
-            len(put.body),
-            None,
-            seal_object(keys, draft.ck, draft.known.ck_generation, container, item, version, put),
-        )
-    )
-    return version
-
-
-def _delete(keys: TenantKeys, container: UUID, delete: Delete) -> Operation:
-    if delete.key is not None and delete.collection is not None:
-        item = object_id(keys, container, delete.collection, delete.key)
-        wanted = NO_UUID if delete.if_version is None and delete.must_exist else delete.if_version
-        return Operation("delete", item, if_version=wanted)
-    collection = collection_tag(keys, container, delete.collection) if delete.collection is not None else None
-    if delete.keep is not None:
-        return Operation("prune", collection=collection, number=delete.keep)
-    tags = object_tag(keys, container, delete.tag).bytes if delete.tag is not None else None
-    return Operation("delete-many", collection=collection, tags=tags)
-
-
-def _make(keys: TenantKeys, draft: Draft, target: WriteTarget) -> None:
-    """Fill in what a new container's row needs."""
-    where, making = draft.changes.where, draft.changes.make or Making()
-    version = new_id()
-    idle, absolute = _lifetime(keys, where.kind, making)
-    if where.external is not None:
-        target.external = external_tag(keys, where.kind, where.external)
-    target.make = orjson.dumps(
-        {
-            "subject": str(draft.known.subject) if draft.known.subject is not None else None,
-            "meta_version": version,
-            "ttl_idle": idle,
-            "ttl_absolute": absolute,
-            "labels": [label_tag(keys, label) for label in dict.fromkeys(making.labels)],
-        }
-    ).decode()
-    target.meta = seal_meta(
-        keys, draft.ck, draft.known.ck_generation, draft.known.id, version, where.external, making.labels
-    )
-
-
-def _lifetime(keys: TenantKeys, kind: Kind, making: Making) -> tuple[int | None, int | None]:
-    """Idle and absolute seconds: as asked, within the tenant's maximum; the tenant's default where nothing is asked.
-
-    What belongs to a subject lasts for the tenant's maximum after its last write; an app's context isn't a person's.
-    """
-    policy = keys.policy
-    for asked in (making.ttl_idle, making.ttl_absolute):
-        if asked is not None and asked > policy.ttl_max:
-            raise InvalidRequest(f"The tenant's longest time to live is {policy.ttl_max} seconds.", "/ttl")
-    if kind is Kind.APP:
-        return making.ttl_idle, making.ttl_absolute
-    if kind is Kind.SUBJECT:
-        return policy.ttl_max, None
-    if making.ttl_idle is None and making.ttl_absolute is None:
-        return policy.ttl_idle, None
-    return making.ttl_idle, making.ttl_absolute
 
 
 # ---------------------------------------------------------------- checks and answers
