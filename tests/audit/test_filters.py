@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from tests.audit.conftest import a_turn, events
-from tests.audit.helpers import append, by_hand
+from tests.audit.journal_rows import append, by_hand
 from tests.cell import Cell, Tenant
 
 KEK = "aws-kms://arn:aws:kms:eu-central-1:111122223333:key/1"
@@ -18,7 +18,9 @@ KEK = "aws-kms://arn:aws:kms:eu-central-1:111122223333:key/1"
 async def plant(cell: Cell, tenant: Tenant, number: int) -> None:
     await a_turn(tenant, number, f"text {number}")
     await append(cell, tenant.id, "key.outcome", kek=KEK, kms_request_id=f"request-{number}", kms_ms=5)
-    await append(cell, tenant.id, "key.outcome", "denied", kek=KEK, kms_request_id=f"denied-{number}", reason="kms-denied")
+    await append(
+        cell, tenant.id, "key.outcome", "denied", kek=KEK, kms_request_id=f"denied-{number}", reason="kms-denied"
+    )
     await append(cell, tenant.id, "context.export", principal=uuid4(), api_key=uuid4(), purpose="tenant-export")
 
 
@@ -81,9 +83,7 @@ async def test_g3_pages_across_the_seam_miss_nothing_while_events_are_sealed(
         cursor: dict[str, str] = {}
         while True:
             page = (
-                await tenant.auditor.get(
-                    "/v1/audit/events", params={"order": order, "to": stop, "limit": 7, **cursor}
-                )
+                await tenant.auditor.get("/v1/audit/events", params={"order": order, "to": stop, "limit": 7, **cursor})
             ).json()
             found += page["events"]
             await seal()  # the seam moves while the reader turns pages

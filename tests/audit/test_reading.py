@@ -6,10 +6,9 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from app.audit import verify as verifier
-from tests.audit.conftest import a_turn, events, sealed, verifier_keys
+from tests.audit.conftest import a_turn, sealed, verifier_keys
 from tests.cell import Cell, Tenant
 
 

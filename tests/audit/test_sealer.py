@@ -23,7 +23,7 @@ from app.services.audit_witness import Seen, Witness
 from app.services.sealer import Sealer
 from app.store.audit_pool import audit_connector
 from tests.audit.conftest import a_turn, events, sealed, verifier_keys
-from tests.audit.helpers import append, append_rows, by_hand, superuser
+from tests.audit.journal_rows import append, append_rows, by_hand, superuser
 from tests.cell import REGION, Cell, Tenant, running_cell
 
 
@@ -163,9 +163,7 @@ async def test_g4_a_rotated_signing_key_keeps_old_checkpoints_verifiable(databas
         await sealed(cell, tenant)
         first = (await tenant.auditor.get("/v1/audit/checkpoint")).content
         old = (await verifier_keys(tenant))[0]
-    async with running_cell(
-        database, tmp_path / "state", audit_signing_key=b"b" * 32, audit_retired_keys=old
-    ) as cell:
+    async with running_cell(database, tmp_path / "state", audit_signing_key=b"b" * 32, audit_retired_keys=old) as cell:
         tenant.auditor, tenant.runtime = cell.client(tenant.keys["auditor"]), cell.client(tenant.keys["runtime"])
         await a_turn(tenant)
         await sealed(cell, tenant)
@@ -226,11 +224,15 @@ async def test_g4_after_a_restore_a_new_origin_names_what_was_lost(database: str
 async def rewrite(cell: Cell, tenant: UUID) -> None:
     """As an administrator would who knows the whole format: one event altered, and every hash above it made to fit."""
     async with superuser(cell.url, replica=True) as admin:
-        rows = await admin.fetch("SELECT leaf, entry FROM confide_audit.event WHERE tenant_id = $1 ORDER BY leaf", tenant)
+        rows = await admin.fetch(
+            "SELECT leaf, entry FROM confide_audit.event WHERE tenant_id = $1 ORDER BY leaf", tenant
+        )
         altered = [bytes(row["entry"]).replace(b'"allowed"', b'"allowe_"', row["leaf"] == 1) for row in rows]
         frontier = Frontier()
         nodes = [node for entry in altered for node in frontier.append(leaf_hash(entry))]
-        await admin.execute("UPDATE confide_audit.event SET entry = $2 WHERE tenant_id = $1 AND leaf = 1", tenant, altered[1])
+        await admin.execute(
+            "UPDATE confide_audit.event SET entry = $2 WHERE tenant_id = $1 AND leaf = 1", tenant, altered[1]
+        )
         await admin.executemany(
             "UPDATE confide_audit.node SET hash = $4 WHERE tenant_id = $1 AND level = $2 AND index = $3",
             [(tenant, *node) for node in nodes],

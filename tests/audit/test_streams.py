@@ -24,7 +24,7 @@ from app.audit.event import decode
 from app.errors import InvalidRequest
 from app.services.audit_receivers import check_url, is_public
 from tests.audit.conftest import a_turn, sealed
-from tests.audit.helpers import superuser
+from tests.audit.journal_rows import superuser
 from tests.cell import REGION, Cell, Tenant, running_cell
 
 
@@ -44,7 +44,9 @@ class Receiver:
         return web.Response(status=204)
 
     def leaves(self) -> list[dict[str, Any]]:
-        return [decode(line) for headers, body in self.taken if "Confide-Test" not in headers for line in body.splitlines()]
+        return [
+            decode(line) for headers, body in self.taken if "Confide-Test" not in headers for line in body.splitlines()
+        ]
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -66,9 +68,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     cert, private = folder / "cert.pem", folder / "key.pem"
     cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return cert, private
 
@@ -118,7 +118,9 @@ async def test_g4_a_stream_delivers_every_event_in_order_signed_though_the_recei
     receiver.refusals = [500, 302]
     for number in range(6):
         await a_turn(tenant, number)
-    await until(lambda: sum(event["action"] == "context.commit" and "commit" in event for event in receiver.leaves()) >= 6)
+    await until(
+        lambda: sum(event["action"] == "context.commit" and "commit" in event for event in receiver.leaves()) >= 6
+    )
     async with superuser(cell.url) as admin:
         rows = await admin.fetch("SELECT entry FROM confide_audit.event WHERE tenant_id = $1 ORDER BY leaf", tenant.id)
     stored = [decode(bytes(row["entry"])) for row in rows]
@@ -207,7 +209,16 @@ def test_a_receiver_that_is_not_public_is_refused(url: str) -> None:
 def test_public_addresses_are_told_from_others() -> None:
     assert is_public("93.184.215.14")
     assert is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
-    for address in ("127.0.0.1", "169.254.169.254", "100.64.0.1", "::1", "fe80::1%eth0", "2002:7f00:1::", "0.0.0.0", "224.0.0.1"):
+    for address in (
+        "127.0.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "::1",
+        "fe80::1%eth0",
+        "2002:7f00:1::",
+        "0.0.0.0",
+        "224.0.0.1",
+    ):
         assert not is_public(address), address
     check_url("https://receiver.example.com/events?team=a", private=False)
 

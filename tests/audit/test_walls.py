@@ -13,7 +13,7 @@ from app.audit.verify import verify
 from app.identity import NO_UUID
 from app.store.connection import connector
 from tests.audit.conftest import a_turn, events, sealed, verifier_keys
-from tests.audit.helpers import append_rows, by_hand, login, superuser
+from tests.audit.journal_rows import append_rows, by_hand, login, superuser
 from tests.cell import Cell, Tenant
 
 TABLES = ("event", "event_object", "node", "checkpoint", "exported", "journal")
@@ -66,9 +66,7 @@ async def test_g6_another_tenants_events_proofs_and_streams_do_not_exist(cell: C
     await a_turn(tenant)
     await sealed(cell, tenant)
     event = (await events(tenant))[0]
-    assert (
-        await other.auditor.get("/v1/audit/proof/inclusion", params={"event": event["id"]})
-    ).status_code == 404
+    assert (await other.auditor.get("/v1/audit/proof/inclusion", params={"event": event["id"]})).status_code == 404
     assert {one["tenant"] for one in await events(other)} == {str(other.id)}
     lines = (await other.auditor.get("/v1/audit/export")).content.splitlines()
     assert {decode(line)["tenant"] for line in lines if line.startswith(b"{")} == {str(other.id)}
@@ -87,7 +85,9 @@ async def test_g6_an_auditors_own_login_reads_his_tenant_and_nothing_else(cell: 
         assert {row["tenant_id"] for row in rows} == {tenant.id}
         assert any(row["action"] == "context.commit" for row in rows)
         await auditor.execute("SELECT set_config('confide.tenants', $1, false)", "{" + str(NO_UUID) + "}")
-        assert {row["tenant_id"] for row in await auditor.fetch("SELECT tenant_id FROM confide_audit.event")} == {tenant.id}
+        assert {row["tenant_id"] for row in await auditor.fetch("SELECT tenant_id FROM confide_audit.event")} == {
+            tenant.id
+        }
         for statement in (
             "SELECT * FROM confide_audit.journal",
             "SELECT * FROM confide_audit.auditor",
