@@ -1,0 +1,30 @@
+"""A worker on a database of the test's own, and somebody who may write any row of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.cell import Cell, Tenant, running_cell
+
+
+@pytest.fixture
+async def cell(database: str, tmp_path: Path) -> AsyncIterator[Cell]:
+    async with running_cell(database, tmp_path / "state") as cell:
+        yield cell
+
+
+@pytest.fixture
+async def tenant(cell: Cell) -> Tenant:
+    return await cell.tenant()
+
+
+@pytest.fixture
+async def superuser(database: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
