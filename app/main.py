@@ -51,8 +51,8 @@ from app.observability.metrics import Metrics
 from app.services import privacy
 from app.services.access import Access
 from app.services.api_keys import ApiKeys
-from app.services.attesting import Attestor
 from app.services.audit_parts import AuditOptions, AuditParts, audit_parts, dev_seed
+from app.services.audit_receivers import Receivers
 from app.services.auditing import Auditing
 from app.services.branching import Branching
 from app.services.cell_secrets import CellSecrets
@@ -67,6 +67,7 @@ from app.services.reading import Reading
 from app.services.replay_deletions import Replayed, replay
 from app.services.services import Limits, Services
 from app.services.tenants import Tenants
+from app.services.trust import Statement, TrustFileError, load_statement
 from app.services.writing import Writing
 from app.store.api_keys import KeyRows
 from app.store.cell import MAKE_PARTITIONS, CellError, standing
@@ -208,16 +209,27 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
         jobs=jobs_runner,
         keys=key_plane(made, control, auditing, jobs_runner, pool, audit_signer(settings)),
         privacy=privacy.assemble(
-            ledger=Ledger(connect),
-            control=control,
-            jobs=jobs_runner,
-            keyring=keyring,
-            reading=reading,
-            dialogue=dialogue,
-            deletions=deletions,
-            attestor=Attestor(audit_signer(settings)),
-            observe_sweep=metrics.swept,
-            checkpoints=trees.signing,
+            privacy.Needs(
+                region=settings.region,
+                ledger=Ledger(connect),
+                control=control,
+                auditing=auditing,
+                jobs=jobs_runner,
+                keyring=keyring,
+                reading=reading,
+                dialogue=dialogue,
+                deletions=deletions,
+                signer=audit_signer(settings),
+                checkpoints=trees.signing,
+                notes=secrets.notes,
+                receivers=Receivers(
+                    private=settings.audit_private_receivers == "yes", authorities=settings.audit_receiver_ca
+                ),
+                trust=_trust(settings),
+                customer_hours=settings.incident_customer_hours,
+                authority_hours=settings.incident_authority_hours,
+                observe_sweep=metrics.swept,
+            )
         ),
     )
     return Parts(settings, services, metrics, rows, pool, registry, denials)
@@ -237,7 +249,7 @@ def routes_of(parts: Parts) -> tuple[Route, ...]:
 def api_of(parts: Parts) -> Api:
     """The ASGI application around ``parts``."""
     settings = parts.settings
-    if settings.workers > 1:
+    if settings.workers > 1 or settings.sealer == "process":
         parts.metrics.attach(settings.state_dir / "metrics")
     return Api(
         routes_of(parts),
@@ -332,6 +344,13 @@ def cell_secret(settings: Settings) -> bytes:
         raise ConfigError(f"{path} can't be read or doesn't hold 32 bytes in hexadecimal") from None
 
 
+def _trust(settings: Settings) -> Statement:
+    try:
+        return load_statement(settings.trust_file)
+    except TrustFileError as error:
+        raise ConfigError(str(error)) from None
+
+
 def audit_signer(settings: Settings) -> Signer:
     """What signs checkpoints, receipts and evidence; in development with a seed that is made in the state directory."""
     seed = settings.audit_signing_key
@@ -402,7 +421,8 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
             stack.push_async_callback(lane.close)
         stack.push_async_callback(parts.services.keys.close)
         await make_partitions(parts.services.ledger)
-        parts.services.audit.start()
+        if parts.settings.sealer == "worker":
+            parts.services.audit.start()
         stack.push_async_callback(parts.services.audit.close)
         parts.denials.start()
         stack.push_async_callback(parts.denials.close)
@@ -467,6 +487,38 @@ def application() -> Api:
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     return api
+
+
+def seal_forever() -> None:
+    """The sealing process: moves events into the log, signs, pushes streams; serves nothing. Ends with its parent.
+
+    It stands back behind the workers: who waits for an answer comes before a log that has seconds.
+    """
+    settings = load(os.environ)
+    configure(settings.log_level)
+    _die_with_parent()
+    os.nice(5)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_sealing(assemble(settings)))
+
+
+async def _sealing(parts: Parts) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    parts.metrics.attach(parts.settings.state_dir / "metrics")
+    async with AsyncExitStack() as stack:
+        stack.callback(parts.metrics.detach)
+        for close in (parts.registry.close, parts.services.ledger.close, parts.pool.close, parts.rows.close):
+            stack.push_async_callback(close)
+        await parts.services.lanes["record"].start()
+        stack.push_async_callback(parts.services.lanes["record"].close)
+        parts.services.audit.start()
+        stack.push_async_callback(parts.services.audit.close)
+        while not stop.is_set():
+            parts.metrics.flush()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1.0)
 
 
 def _die_with_parent() -> None:

@@ -62,7 +62,8 @@ class Cell:
 
 
 def settings_of(url: str, state: Path, **changes: Any) -> Settings:
-    return replace(Settings(env="dev", region=REGION, database_url=url, state_dir=state, log_level="ERROR"), **changes)
+    own = Settings(env="dev", region=REGION, database_url=url, state_dir=state, log_level="ERROR", sealer="worker")
+    return replace(own, **changes)
 
 
 @asynccontextmanager

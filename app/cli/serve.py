@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final
 
+from app.cli.beside import keep
 from app.cli.output import FAILED, OK, CommandError, Subparsers, complain
 from app.cli.postgres import StartPostgres
 
@@ -87,6 +88,8 @@ def _serve(stack: ExitStack, *, demo: bool, start_postgres: StartPostgres) -> in
         raise CommandError(str(error)) from None
     if demo:
         _say_when_ready(url, demo_tenant.banner(settings.state_dir, url))
+    if settings.sealer == "process":
+        stack.callback(keep("app.main:seal_forever", "sealer"))
     return _run_server(listener, settings)
 
 

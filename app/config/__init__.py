@@ -78,6 +78,7 @@ class Settings:
     audit_signing_key: bytes | None = setting("CONFIDE_AUDIT_SIGNING_KEY", secret_bytes, None, secret=True)
     audit_retired_keys: str = setting("CONFIDE_AUDIT_RETIRED_KEYS", text(r"[\x21-\x7e]{0,8192}", "verifier keys"), "")
     audit_witness_dir: Path | None = setting("CONFIDE_AUDIT_WITNESS_DIR", path, None)  # noqa: RUF009  a field
+    sealer: str = setting("CONFIDE_SEALER", one_of("process", "worker"), "process")
     audit_private_receivers: str = setting("CONFIDE_AUDIT_PRIVATE_RECEIVERS", one_of("no", "yes"), "no")
     audit_receiver_ca: Path | None = setting("CONFIDE_AUDIT_RECEIVER_CA", path, None)  # noqa: RUF009  a field
 

@@ -24,6 +24,7 @@ from app.embedded.processes import servers_in
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 RESTART_SECONDS = 15
+LEADER, BACKLOG = "confide_audit_sealer_leader", "confide_audit_backlog_flushes"
 
 
 class Service:
@@ -99,9 +100,18 @@ def workers_of(pid: int) -> list[psutil.Process]:
     found = []
     for each in psutil.Process(pid).children():
         with suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(each.cmdline()):
+            if "spawn_main" in " ".join(each.cmdline()) and each.nice() == 0:
                 found.append(each)
     return found
+
+
+def sealer_of(pid: int) -> psutil.Process | None:
+    """The process that seals the log: it stands back behind the workers."""
+    for each in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(each.cmdline()) and each.nice() > 0:
+                return each
+    return None
 
 
 def test_three_pasted_lines_commit_load_and_show_both_in_the_audit_log(service: Service) -> None:
@@ -219,3 +229,27 @@ def test_a_demo_whose_keys_no_longer_work_is_renewed(service: Service) -> None:
     service.start()
     assert service.env()["CONFIDE_TENANT"] != before["CONFIDE_TENANT"]
     assert service.paste(service.lines[0])["session"]["created"] is True
+
+
+def test_g4_a_killed_sealer_is_started_again_and_seals_what_came_meanwhile(service: Service) -> None:
+    service.start()
+    assert service.process is not None
+    deadline = time.monotonic() + 30
+    while (first := sealer_of(service.process.pid)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first.kill()
+    service.paste(service.lines[0])
+    env = service.env()
+    while not sealed(env["CONFIDE_URL"]) or (again := sealer_of(service.process.pid)) is None or again.pid == first.pid:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert any(event["action"] == "context.commit" for event in service.paste(service.lines[2])["events"])
+    assert service.stop() == 0
+
+
+def sealed(url: str) -> bool:
+    """Whether a sealer leads and nothing waits for it."""
+    metrics = httpx2.get(f"{url}/metrics").text
+    found = [re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE) for name in (LEADER, BACKLOG)]
+    return [float(value[1]) for value in found if value] == [1.0, 0.0]
