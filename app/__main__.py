@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app import __version__
-from app.cli import backup, control, migrate, operator, replay, serve
+from app.cli import audit, backup, control, migrate, operator, replay, serve
 from app.cli.output import FAILED, CommandError, complain
 from app.cli.postgres import Postgres
 from app.config import ConfigError
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     control.add_parsers(commands)
     operator.add_parser(commands)
     replay.add_parser(commands)
+    audit.add_parser(commands)
     backup.add_parsers(commands)
     return top
 

@@ -1,0 +1,164 @@
+"""Cross-check: what is stored against what the log says was sealed.
+
+Who can write rows can't forge a ciphertext, but he can put an old row back whole, or delete one. Its version, the turn's
+number or the container's commit number then contradicts the log, whose leaves he can't change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from app.services.audit_events import entry_of
+from app.store import audit_check as rows
+from app.store.audit_pool import AuditPool
+
+ERASED: Final = frozenset({"session.delete", "retention.expire", "privacy.erasure"})
+REMOVED_TURNS: Final = frozenset({"turns.pop", "turns.clear"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``kind`` tells what differs; ``expected`` is the log's word, ``stored`` the database's."""
+
+    kind: str
+    container: str
+    item: str = ""
+    expected: str = ""
+    stored: str = ""
+
+
+@dataclass(slots=True)
+class _Expected:
+    """A container as its events leave it."""
+
+    objects: dict[str, str] = field(default_factory=dict)
+    commit: int = 0
+    turns: int = 0
+    removed: set[int] = field(default_factory=set)
+    erased: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    containers: int = 0
+    events: int = 0
+    complete: bool = True
+    """Whether the log is stored from its first leaf on: if not, what it doesn't know isn't a finding."""
+    findings: list[Finding] = field(default_factory=list)
+
+
+class _Log:
+    """Collects events by container and replays each in the order of its commits."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, list[tuple[int, int, dict[str, Any]]]] = {}
+        self.events = 0
+
+    def add(self, event: dict[str, Any]) -> None:
+        erased = event["action"] in ERASED and event.get("detail", {}).get("step") != "requested"
+        if "commit" in event or erased:
+            self.events += 1
+            kept = {name: event[name] for name in ("action", "objects", "turns", "commit") if name in event}
+            last = (1 << 60) if erased else event["commit"]
+            self._steps.setdefault(event["container"], []).append((last, self.events, kept))
+
+    def replay(self) -> dict[str, _Expected]:
+        return {
+            container: _replayed(sorted(steps, key=lambda step: step[:2])) for container, steps in self._steps.items()
+        }
+
+
+def _replayed(steps: Iterable[tuple[int, int, dict[str, Any]]]) -> _Expected:
+    expected = _Expected()
+    for _, _, event in steps:
+        if event["action"] in ERASED:
+            expected.erased = True
+            continue
+        expected.commit = max(expected.commit, event["commit"])
+        for item, version in event.get("objects", ()):
+            if expected.objects.get(item) == version:  # a deletion names what it deleted, a seal a fresh version
+                del expected.objects[item]
+            else:
+                expected.objects[item] = version
+        for first, last in event.get("turns", ()):
+            if event["action"] in REMOVED_TURNS:
+                expected.removed.update(range(first, last + 1))
+            expected.turns = max(expected.turns, last)
+    return expected
+
+
+async def cross_check(pool: AuditPool, tenant: UUID, region: str) -> Report:
+    """One snapshot of a tenant's rows and log. Reads ids and numbers; opens nothing."""
+    log, report = _Log(), Report()
+    async with pool.transaction(tenant, snapshot=True) as tx:
+        connection = tx.connection
+        report.complete = await rows.first_leaf(connection, tenant) in {0, None}
+        async for entry in rows.sealing_events(connection, tenant):
+            log.add(orjson.loads(entry))
+        for row in await rows.tail(connection, tenant):
+            log.add(entry_of(row, region)[0])
+        stored = {str(row["id"]): row for row in await rows.containers(connection, tenant)}
+        objects: dict[str, dict[str, str]] = {}
+        for row in await rows.objects(connection, tenant):
+            objects.setdefault(str(row["container_id"]), {})[str(row["id"])] = str(row["version"])
+        turns: dict[str, dict[int, bool]] = {}
+        for row in await rows.turns(connection, tenant):
+            turns.setdefault(str(row["container_id"]), {})[row["number"]] = row["living"]
+    expected = log.replay()
+    report.events, report.containers = log.events, len(stored)
+    for container in sorted(stored.keys() | expected.keys()):
+        found = _container(container, expected.get(container), stored.get(container), complete=report.complete)
+        if not found and container in stored and container in expected:
+            wanted = expected[container]
+            found = _objects(container, wanted, objects.get(container, {}), complete=report.complete)
+            found += _turns(container, wanted, stored[container]["turn_head"], turns.get(container, {}))
+        report.findings += found
+    return report
+
+
+def _container(container: str, expected: _Expected | None, stored: Any, *, complete: bool) -> list[Finding]:
+    if expected is None:
+        return [Finding("container-unknown", container)] if complete else []
+    if expected.erased:
+        return [Finding("container-back", container, "", "erased", "stored")] if stored is not None else []
+    if stored is None:
+        return [Finding("container-missing", container, "", f"commit {expected.commit}", "nothing")]
+    if stored["commit_number"] != expected.commit:
+        return [Finding("commit-number", container, "", str(expected.commit), str(stored["commit_number"]))]
+    return []
+
+
+def _objects(container: str, expected: _Expected, stored: dict[str, str], *, complete: bool) -> list[Finding]:
+    found = []
+    for item in sorted(expected.objects.keys() | stored.keys()):
+        wanted, version = expected.objects.get(item), stored.get(item)
+        if wanted is None and not complete:
+            continue
+        if wanted != version:
+            kind = "object-missing" if version is None else "object-back" if wanted is None else "object-version"
+            found.append(Finding(kind, container, item, wanted or "nothing", version or "nothing"))
+    return found
+
+
+def _turns(container: str, expected: _Expected, head: int, stored: dict[int, bool]) -> list[Finding]:
+    found = []
+    if expected.turns and head != expected.turns + 1:
+        found.append(Finding("turn-head", container, "", str(expected.turns + 1), str(head)))
+    for number in range(1, expected.turns + 1):
+        if number not in stored:
+            found.append(Finding("turn-missing", container, str(number), "stored", "nothing"))
+        elif stored[number] and number in expected.removed:
+            found.append(Finding("turn-back", container, str(number), "removed", "stored"))
+        elif not stored[number] and number not in expected.removed:
+            found.append(Finding("turn-removed", container, str(number), "stored", "removed"))
+    found += [
+        Finding("turn-unknown", container, str(number), "nothing", "stored")
+        for number in sorted(stored)
+        if number > expected.turns and expected.turns
+    ]
+    return found

@@ -1,0 +1,113 @@
+"""The cross-check finds what somebody changed behind the service's back, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.services.audit_cross_check import cross_check
+from tests.audit.conftest import a_turn, sealed
+from tests.audit.journal_rows import superuser
+from tests.cell import REGION, Cell, Tenant
+
+ROOT = Path(__file__).parents[2]
+
+
+async def kinds(cell: Cell, tenant: Tenant) -> list[str]:
+    report = await cross_check(cell.parts.services.audit.pools[0], tenant.id, REGION)
+    return sorted(finding.kind for finding in report.findings)
+
+
+async def live_a_little(tenant: Tenant) -> dict[str, Any]:
+    """Every kind of change that a dialogue makes; answers the session that lives on."""
+    first = await a_turn(tenant, 1)
+    await a_turn(tenant, 1, "again")
+    session = first["session"]["id"]
+    base = f"/v1/sessions/{session}"
+    for key in ("a", "b", "c"):
+        done = await tenant.runtime.put(
+            f"{base}/context/notes/{key}", content=b"note", headers={"content-type": "text/plain"}
+        )
+        assert done.status_code in {200, 201}, done.text
+    await tenant.runtime.put(f"{base}/context/notes/a", content=b"newer", headers={"content-type": "text/plain"})
+    await tenant.runtime.delete(f"{base}/context/notes/b")
+    for text in ("one", "two"):
+        turns = {"turns": [{"json": {"text": text}}]}
+        assert (await tenant.runtime.post(f"{base}/turns", json=turns)).status_code in {200, 201}
+    popped = await tenant.runtime.post(f"{base}/turns/pop", json={"count": 1})
+    assert popped.status_code == 200, popped.text
+    branch = await tenant.runtime.post(f"{base}/branch", json={})
+    assert branch.status_code in {200, 201}, branch.text
+    gone = await a_turn(tenant, 2)
+    assert (await tenant.runtime.delete(f"/v1/sessions/{gone['session']['id']}")).status_code == 204
+    cleared = await a_turn(tenant, 3)
+    await tenant.runtime.delete(f"/v1/sessions/{cleared['session']['id']}/turns")
+    return first
+
+
+async def test_g2_an_honest_store_agrees_with_its_log_before_and_after_sealing(cell: Cell, tenant: Tenant) -> None:
+    await live_a_little(tenant)
+    assert await kinds(cell, tenant) == []
+    await sealed(cell, tenant)
+    assert await kinds(cell, tenant) == []
+
+
+PLANTED = {
+    "object-version": "UPDATE confide.context_object SET version = id WHERE container_id = '{session}' AND id = '{item}'",
+    "object-missing": "DELETE FROM confide.context_object WHERE container_id = '{session}' AND id = '{item}'",
+    "commit-number": "UPDATE confide.container SET commit_number = commit_number - 1 WHERE id = '{session}'",
+    "container-missing": "DELETE FROM confide.container WHERE id = '{session}'",
+    "turn-missing": "DELETE FROM confide.turn WHERE container_id = '{session}' AND number = 1",
+    "turn-removed": "UPDATE confide.turn SET removed_at = now(), body = NULL WHERE container_id = '{session}' AND number = 1",
+    "turn-head": "UPDATE confide.container SET turn_head = turn_head - 1 WHERE id = '{session}'",
+}
+
+
+@pytest.mark.parametrize("kind", sorted(PLANTED))
+async def test_g2_a_row_put_back_or_deleted_behind_the_services_back_is_named(
+    cell: Cell, tenant: Tenant, kind: str
+) -> None:
+    first = await live_a_little(tenant)
+    await sealed(cell, tenant)
+    session = first["session"]["id"]
+    async with superuser(cell.url) as admin:
+        item = await admin.fetchval("SELECT id FROM confide.context_object WHERE container_id = $1 LIMIT 1", session)
+        await admin.execute(PLANTED[kind].format(session=session, item=item))
+    assert kind in await kinds(cell, tenant)
+
+
+async def test_the_command_names_the_row_and_exits_with_1(cell: Cell, tenant: Tenant, tmp_path: Path) -> None:
+    first = await a_turn(tenant)
+    await sealed(cell, tenant)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONFIDE_")}
+    environment |= {
+        "CONFIDE_ENV": "dev",
+        "CONFIDE_REGION": REGION,
+        "CONFIDE_DATABASE_URL": cell.url,
+        "CONFIDE_STATE_DIR": str(tmp_path / "other-state"),
+    }
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "app", "audit", "cross-check", "--json"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    honest = run()
+    assert honest.returncode == 0, honest.stdout + honest.stderr
+    async with superuser(cell.url) as admin:
+        await admin.execute("DELETE FROM confide.context_object WHERE container_id = $1", first["session"]["id"])
+    found = run()
+    assert found.returncode == 1
+    finding = json.loads(found.stdout)["findings"][0]
+    assert (finding["kind"], finding["container"]) == ("object-missing", first["session"]["id"])
