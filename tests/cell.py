@@ -69,7 +69,7 @@ def settings_of(url: str, state: Path, **changes: Any) -> Settings:
 @asynccontextmanager
 async def running_cell(url: str, state: Path, kms: KmsSettings | None = None, **changes: Any) -> AsyncIterator[Cell]:
     """A worker on a migrated database, with an operator's key. ``kms``: other key services than a key file."""
-    await asyncio.to_thread(name_region, url, REGION)
+    await asyncio.to_thread(name_region, url, changes.get("region", REGION))
     parts = assemble(settings_of(url, state, **changes), kms)
     async with serving(parts):
         keys = parts.services.api_keys

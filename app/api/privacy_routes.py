@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.api import privacy, privacy_policy
+from app.api import incidents, privacy, privacy_policy, trust
 from app.api.table import Route
 
-ROUTES: Final[tuple[Route, ...]] = (*privacy_policy.ROUTES, *privacy.ROUTES)
+ROUTES: Final[tuple[Route, ...]] = (*privacy_policy.ROUTES, *privacy.ROUTES, *incidents.ROUTES, *trust.ROUTES)

@@ -20,8 +20,8 @@ def add_parsers(subparsers: Subparsers[Parser]) -> None:
     backup = subparsers.add_parser(
         "backup",
         help="back up the database, wrapped keys apart",
-        description="Dumps the database of CONFIDE_OWNER_DATABASE_URL (a superuser's login) with pg_dump, data and wrapped"
-        " keys into folders of their own; or copies the whole cluster with pg_basebackup. The deletion journal"
+        description="Dumps the database of CONFIDE_OWNER_DATABASE_URL (a superuser's login) with pg_dump, data and"
+        " wrapped keys into folders of their own; or copies the whole cluster with pg_basebackup. The deletion journal"
         " (CONFIDE_DELETION_JOURNAL_DIR) is no part of it: keep it apart, for as long as any backup is kept.",
     )
     backup.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder for the data")

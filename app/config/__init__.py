@@ -69,6 +69,8 @@ class Settings:
 
     deletion_journal_dir: Path | None = setting("CONFIDE_DELETION_JOURNAL_DIR", path, None)  # noqa: RUF009  a field
     trust_file: Path | None = setting("CONFIDE_TRUST_FILE", path, None)  # noqa: RUF009  a field
+    incident_customer_hours: int = setting("CONFIDE_INCIDENT_CUSTOMER_HOURS", whole(1, 720), 24)
+    incident_authority_hours: int = setting("CONFIDE_INCIDENT_AUTHORITY_HOURS", whole(1, 720), 72)
 
     database_url: str | None = setting("CONFIDE_DATABASE_URL", database, None, secret=True)
     owner_database_url: str | None = setting("CONFIDE_OWNER_DATABASE_URL", database, None, secret=True)

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
+from app.audit.checkpoint import Signer
+from app.crypto.secret import SecretKey
+from app.errors import ConfideError
 from app.services.attesting import Attestor
+from app.services.audit_receivers import Receivers
+from app.services.auditing import Auditing
 from app.services.control import ControlPlane
 from app.services.deletion_journal import DeletionJournal
+from app.services.detections import Detections
 from app.services.dialogue import Dialogue
 from app.services.erasure import Checkpoints, Erasure
+from app.services.evidence import Evidence
 from app.services.holds import Holds
+from app.services.incidents import Incidents
 from app.services.jobs import Jobs
 from app.services.keyring import Keyring
 from app.services.offboarding import Offboarding
+from app.services.outbox import Outbox
 from app.services.privacy_exports import Exports
 from app.services.reading import Reading
+from app.services.residency import Residency
 from app.services.retention import Retention
+from app.services.statements import Statements
+from app.services.trust import Statement, Trust
 from app.store.ledger import Ledger
+
+log = logging.getLogger("confide.privacy")
+
+WATCH_SECONDS: Final = 5.0
+DETECT_TURNS: Final = 12
 
 
 @dataclass(slots=True)
@@ -33,28 +54,57 @@ class Privacy:
     holds: Holds
     exports: Exports
     offboarding: Offboarding
+    residency: Residency
+    statements: Statements
+    trust: Trust
+    incidents: Incidents
+    outbox: Outbox
+    detections: Detections
+    evidence: Evidence
+    watch: Watch
 
     async def start(self) -> None:
         self.retention.start()
+        self.watch.start()
 
     async def close(self) -> None:
+        await self.watch.close()
         await self.retention.close()
 
 
-def assemble(
-    *,
-    ledger: Ledger,
-    control: ControlPlane,
-    jobs: Jobs,
-    keyring: Keyring,
-    reading: Reading,
-    dialogue: Dialogue,
-    deletions: DeletionJournal,
-    attestor: Attestor,
-    checkpoints: Checkpoints,
-    observe_sweep: Callable[[float, int], None],
-) -> Privacy:
-    """``ledger``: a connection of its own, so that background work never holds up the control plane."""
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What ``assemble`` is given. ``ledger``: a connection of its own, so that background work never holds up others."""
+
+    region: str
+    ledger: Ledger
+    control: ControlPlane
+    auditing: Auditing
+    jobs: Jobs
+    keyring: Keyring
+    reading: Reading
+    dialogue: Dialogue
+    deletions: DeletionJournal
+    signer: Signer
+    checkpoints: Checkpoints
+    notes: SecretKey
+    receivers: Receivers
+    trust: Statement
+    customer_hours: int
+    authority_hours: int
+    observe_sweep: Callable[[float, int], None]
+
+
+def assemble(needs: Needs) -> Privacy:
+    """Everything unstarted."""
+    ledger, control, jobs, deletions = needs.ledger, needs.control, needs.jobs, needs.deletions
+    reading, keyring, checkpoints = needs.reading, needs.keyring, needs.checkpoints
+    attestor = Attestor(needs.signer)
+    customer, authority = timedelta(hours=needs.customer_hours), timedelta(hours=needs.authority_hours)
+    residency = Residency(needs.region, control, ledger)
+    incidents = Incidents(control, ledger, needs.auditing, needs.notes, customer=customer, authority=authority)
+    outbox = Outbox(control, ledger, residency, needs.receivers, needs.signer, needs.notes)
+    detections = Detections(ledger, incidents)
     erasure = Erasure(
         reading=reading,
         control=control,
@@ -68,10 +118,10 @@ def assemble(
         ledger=ledger,
         deletions=deletions,
         attestor=attestor,
-        retention=Retention(ledger, control, deletions, observe=observe_sweep),
+        retention=Retention(ledger, control, deletions, observe=needs.observe_sweep),
         erasure=erasure,
         holds=Holds(reading, control, jobs, erasure),
-        exports=Exports(dialogue, control, ledger, erasure),
+        exports=Exports(needs.dialogue, control, ledger, erasure),
         offboarding=Offboarding(
             control=control,
             jobs=jobs,
@@ -81,7 +131,48 @@ def assemble(
             keyring=keyring,
             checkpoints=checkpoints,
         ),
+        residency=residency,
+        statements=Statements(needs.region, control, attestor, checkpoints),
+        trust=Trust(needs.region, control, needs.trust, customer, authority),
+        incidents=incidents,
+        outbox=outbox,
+        detections=detections,
+        evidence=Evidence(needs.region, control, ledger, attestor, checkpoints),
+        watch=Watch(incidents, outbox, detections, needs.receivers),
     )
+
+
+class Watch:
+    """Overdue alarms and deliveries every few seconds, detections every minute; one worker of the cell does the work."""
+
+    def __init__(self, incidents: Incidents, outbox: Outbox, detections: Detections, receivers: Receivers) -> None:
+        self._incidents = incidents
+        self._outbox = outbox
+        self._detections = detections
+        self._receivers = receivers
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="watch")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await self._receivers.close()
+
+    async def _run(self) -> None:
+        turns = 0
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            turns += 1
+            try:
+                await self._incidents.raise_overdue()
+                await self._outbox.deliver()
+                if turns % DETECT_TURNS == 0:
+                    await self._detections.look()
+            except ConfideError as error:
+                log.error("the watch over incidents failed", extra={"fields": {"error": type(error).__name__}})
 
 
 def deletion_folder(named: Path | None, state: Path) -> Path:

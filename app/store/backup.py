@@ -31,7 +31,7 @@ async def delete_object(tx: Transaction, tenant: UUID, container: UUID, item: UU
         item,
         version,
     )
-    return int(status.split()[-1])
+    return int(status.rsplit(maxsplit=1)[-1])
 
 
 async def remove_turns(tx: Transaction, tenant: UUID, container: UUID, turns: Sequence[int], at: Any) -> int:
@@ -45,7 +45,7 @@ async def remove_turns(tx: Transaction, tenant: UUID, container: UUID, turns: Se
         turns[1],
         at,
     )
-    return int(status.split()[-1])
+    return int(status.rsplit(maxsplit=1)[-1])
 
 
 async def recompute_ends(tx: Transaction, tenant: UUID) -> None:

@@ -305,6 +305,32 @@ RETURNS TABLE (tenant_id uuid, what text, principal text, events bigint, contain
            ('context.load', 'context.read', 'context.export', 'session.read', 'session.lookup', 'turns.read', 'branch')))
     GROUP BY 1, 2, 3 $$;
 
+-- Which containers were opened, by whom, when: from sealed events. A time window alone crosses all tenants of the cell.
+CREATE FUNCTION confide.blast_radius(p_tenants uuid[], p_principal uuid, p_api_key uuid, p_trk integer,
+                                     p_since timestamptz, p_until timestamptz)
+RETURNS TABLE (tenant_id uuid, container uuid, kind text, subject uuid, stored boolean, events bigint,
+               first_at timestamptz, last_at timestamptz, generations integer[])
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' SET enable_seqscan = on SET enable_bitmapscan = on AS $$
+    SELECT g.tenant_id, g.container, coalesce(c.kind, 'erased'), c.subject_id, c.id IS NOT NULL, g.events, g.first_at,
+           g.last_at, g.generations
+    FROM (
+        SELECT e.tenant_id, e.container, count(*) AS events, min(e.time) AS first_at, max(e.time) AS last_at,
+               array_agg(DISTINCT (x.v ->> 'trk')::integer) FILTER (WHERE x.v ? 'trk') AS generations
+        FROM confide_audit.event e,
+             LATERAL (SELECT pg_catalog.convert_from(e.entry, 'UTF8')::jsonb AS v OFFSET 0) x
+        WHERE e.tenant_id = ANY (p_tenants) AND e.time >= p_since AND e.time < p_until AND e.outcome = 'allowed'
+          AND e.container IS NOT NULL AND e.purpose IS NOT NULL
+          AND (p_principal IS NULL OR e.principal = p_principal) AND (p_api_key IS NULL OR e.api_key = p_api_key)
+          AND (p_trk IS NULL OR (x.v ->> 'trk')::integer = p_trk)
+        GROUP BY 1, 2) g
+    LEFT JOIN confide.container c ON c.tenant_id = g.tenant_id AND c.id = g.container $$;
+
+-- Whose log an API key or a principal can stand in.
+CREATE FUNCTION confide.tenants_of(p_principal uuid, p_api_key uuid) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS
+    $$ SELECT DISTINCT k.tenant_id FROM confide.api_key k
+       WHERE (p_api_key IS NULL OR k.id = p_api_key) AND (p_principal IS NULL OR k.principal = p_principal) $$;
+
 -- Numbers that are missing between a writer's first and last event of a period, by tenant.
 CREATE FUNCTION confide.audit_gaps(p_since timestamptz, p_until timestamptz)
 RETURNS TABLE (tenant_id uuid, writer uuid, missing bigint)

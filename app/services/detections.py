@@ -1,0 +1,84 @@
+"""What opens a draft incident by itself. Each look covers the last minutes; what was drafted isn't drafted again.
+
+tampered         a stored object was refused as tampered with
+denied           a caller was denied so often within the window
+revoked-api-key  an API key was used after its revocation
+audit-gap        numbers of a writer are missing in the journal
+bulk-opening     a caller opened unusually many containers: many more than in the hours before, and than a floor
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from app.identity import NO_UUID
+from app.services.incidents import Incidents
+from app.store import incidents as rows
+from app.store.ledger import Ledger
+
+WINDOW: Final = timedelta(minutes=10)
+BEFORE: Final = timedelta(hours=6)
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """``denied``: events in the window; ``bulk``: containers in the window; ``bulk_factor``: times the usual."""
+
+    denied: int = 50
+    bulk: int = 2000
+    bulk_factor: float = 10.0
+
+
+class Detections:
+    """``look`` is called every minute by one worker."""
+
+    def __init__(self, ledger: Ledger, incidents: Incidents, thresholds: Thresholds | None = None) -> None:
+        self._ledger = ledger
+        self._incidents = incidents
+        self.thresholds = thresholds or Thresholds()
+
+    async def look(self, now: datetime | None = None) -> list[UUID]:
+        """Ids of the incidents that were drafted."""
+        until = now or datetime.now(UTC)
+        since = until - WINDOW
+        async with self._ledger.transaction(NO_UUID) as tx:
+            if not await rows.lead(tx):
+                return []
+            recent = await rows.suspicious(tx, since, until)
+            usual = await rows.suspicious(tx, since - BEFORE, since) if self._many(recent) else []
+            gaps = await rows.gaps(tx, since, until - timedelta(seconds=30))
+        found = [self._judge(row, usual) for row in recent]
+        found += [("audit-gap", row["tenant_id"], str(row["writer"]), row["missing"], since) for row in gaps]
+        drafted = []
+        for what, tenant, who, count, first in filter(None, found):
+            dedupe = f"{what}:{tenant}:{who}:{first:%Y-%m-%d}"
+            detail = {"tenant": str(tenant), "who": who, "count": count, "window_seconds": int(WINDOW.total_seconds())}
+            made = await self._incidents.draft(what, dedupe, first, detail)
+            if made is not None:
+                drafted.append(made)
+        return drafted
+
+    def _many(self, recent: list[Any]) -> bool:
+        return any(row["what"] == "opened" and row["containers"] >= self.thresholds.bulk for row in recent)
+
+    def _judge(self, row: Any, usual: list[Any]) -> tuple[str, UUID, str, int, datetime] | None:
+        """Kind, tenant, caller, count and time of what is suspicious; None for what isn't."""
+        who = row["principal"] or "unknown"
+        place = (row["tenant_id"], who)
+        if row["what"] in {"tampered", "revoked-api-key"}:
+            return row["what"], *place, row["events"], row["first_at"]
+        if row["what"] == "denied" and row["events"] >= self.thresholds.denied:
+            return "denied", *place, row["events"], row["first_at"]
+        if row["what"] == "opened" and row["containers"] >= self.thresholds.bulk:
+            before = sum(
+                each["containers"]
+                for each in usual
+                if each["what"] == "opened" and (each["tenant_id"], each["principal"] or "unknown") == place
+            )
+            per_window = before * (WINDOW / BEFORE)
+            if row["containers"] > self.thresholds.bulk_factor * per_window:
+                return "bulk-opening", *place, row["containers"], row["first_at"]
+        return None

@@ -1,0 +1,112 @@
+"""Evidence for controls: a query is run, its result signed with the period, the leaves and the checkpoint it stands on.
+
+An auditor verifies the note and the checkpoint offline, and can run the same questions over an export of the log.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+
+from app.errors import NotFound
+from app.identity import Caller
+from app.services.attesting import Attestor
+from app.services.auditing import Trace
+from app.services.control import ControlPlane
+from app.services.erasure import Checkpoints
+from app.services.evidence_controls import CONTROLS, Control
+from app.store import evidence as rows
+from app.store.ledger import Ledger, Transaction
+
+READ_ME: Final = (
+    "Each .note is a signed note (C2SP signed-note, Ed25519): its second line is the evidence as canonical JSON. verifier.txt\n"
+    "has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself, export it\n"
+    '(GET /v1/audit/export) and run: confide audit verify EXPORT --key "$(cat verifier.txt)" --checkpoint checkpoint.txt\n'
+)
+
+
+class Evidence:
+    """One control, or all of them as a ZIP."""
+
+    def __init__(
+        self, region: str, control: ControlPlane, ledger: Ledger, attestor: Attestor, checkpoints: Checkpoints
+    ) -> None:
+        self._region = region
+        self._control = control
+        self._ledger = ledger
+        self._attestor = attestor
+        self._checkpoints = checkpoints
+
+    async def one(self, caller: Caller, name: str, since: datetime, until: datetime, trace: Trace) -> dict[str, Any]:
+        """Raises NotFound for a control that isn't listed."""
+        control = CONTROLS.get(name)
+        async with self._control.act(caller, trace, "evidence.export", control=name) as act:
+            if control is None:
+                raise NotFound
+            found = await self._look(act.tx, caller, name, control, since, until)
+            act.detail["result"] = found["result"]
+        checkpoint = await self._checkpoint(caller)
+        return {"evidence": found, "note": self._attestor.sign("evidence", found), "checkpoint": checkpoint}
+
+    async def archive(self, caller: Caller, since: datetime, until: datetime, trace: Trace) -> bytes:
+        """Every control of the table, with a list of results and of what is not evidenced."""
+        results: dict[str, dict[str, Any]] = {}
+        async with self._control.act(caller, trace, "evidence.export", control="all") as act:
+            for name, control in CONTROLS.items():
+                results[name] = await self._look(act.tx, caller, name, control, since, until)
+            act.detail["controls"] = len(results)
+        checkpoint = await self._checkpoint(caller)
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, found in results.items():
+                archive.writestr(f"controls/{name}.note", self._attestor.sign("evidence", found))
+            summary = {
+                name: {"title": found["title"], "result": found["result"], "not_evidenced": found["not_evidenced"]}
+                for name, found in results.items()
+            }
+            archive.writestr("summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+            archive.writestr("verifier.txt", self._attestor.verifier + "\n")
+            archive.writestr("checkpoint.txt", checkpoint or "")
+            archive.writestr("README.txt", READ_ME)
+        return made.getvalue()
+
+    async def _look(
+        self, tx: Transaction, caller: Caller, name: str, control: Control, since: datetime, until: datetime
+    ) -> dict[str, Any]:
+        checks = []
+        for each in control.checks:
+            check = rows.CHECKS[each]
+            population, failures = await rows.run(tx, check, caller.tenant, since, until)
+            checks.append(
+                {"check": each, "question": check.question, "query": check.failures, "population": population,
+                 "failures": failures, "result": "broken" if failures else "kept" if population else "empty"}
+            )  # fmt: skip
+        return {
+            "control": name,
+            "title": control.title,
+            "tenant": caller.tenant,
+            "region": self._region,
+            "from": since,
+            "to": until,
+            "result": _overall([str(check["result"]) for check in checks]),
+            "checks": checks,
+            "not_evidenced": control.beyond,
+            "leaves": await rows.leaves(tx, caller.tenant, since, until),
+        }
+
+    async def _checkpoint(self, caller: Caller) -> str | None:
+        found = await self._checkpoints.checkpoint(caller.tenant)
+        return bytes(found["note"]).decode() if found is not None else None
+
+
+def _overall(results: list[str]) -> str:
+    """Broken if one is; not-evidenced without a query; empty where there was nothing to look at."""
+    if not results:
+        return "not-evidenced"
+    if "broken" in results:
+        return "broken"
+    return "kept" if "kept" in results else "empty"

@@ -1,0 +1,212 @@
+"""Incidents: the clock, the history, the blast radius, notices, and what opens a draft by itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import asyncpg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.services.audit_receivers import NotDelivered
+from app.services.detections import Thresholds
+from app.services.incident_clock import deadlines
+from tests.cell import Cell, Tenant
+from tests.privacy.made import dialogue, sql, until
+
+ZONES = [ZoneInfo(name) for name in ("Europe/Zurich", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca")]
+
+
+@settings(deadline=None)
+@given(st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1)), st.sampled_from(ZONES), st.integers(0, 1))  # noqa: DTZ001
+def test_g8_deadlines_are_hours_after_detection_across_every_change_of_clocks(
+    naive: datetime, zone: ZoneInfo, fold: int
+) -> None:
+    detected = naive.replace(tzinfo=zone, fold=fold)
+    due = deadlines(detected)
+    # POSIX seconds are the independent measure: they know nothing of zones.
+    assert abs(due.customer.timestamp() - detected.timestamp() - 24 * 3600) < 0.001
+    assert abs(due.authority.timestamp() - detected.timestamp() - 72 * 3600) < 0.001
+    assert due == deadlines(detected.astimezone(UTC))
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="zone"):
+        deadlines(datetime(2026, 3, 29, 2, 30))  # noqa: DTZ001
+
+
+async def opened(cell: Cell, hours_ago: float = 1) -> dict[str, Any]:
+    detected = datetime.now(UTC) - timedelta(hours=hours_ago)
+    body = {"kind": "leaked-api-key", "detected_at": detected.isoformat(), "words": "Planted Qx77 words"}
+    answer = await cell.operator.post("/v1/incidents", json=body)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+async def sealed_events(cell: Cell) -> None:
+    """Wait until everything that has happened is in the sealed log."""
+
+    async def done() -> bool:
+        rows = await sql(
+            cell,
+            "SELECT count(*) FROM confide_audit.journal j"
+            " WHERE NOT EXISTS (SELECT FROM confide_audit.event e WHERE e.tenant_id = j.tenant_id AND e.id = j.id)",
+        )
+        return rows[0][0] == 0
+
+    await until(done, 30)
+
+
+async def test_the_clock_starts_at_detection_and_an_overdue_notice_is_alarmed_once(cell: Cell) -> None:
+    incident = await opened(cell, hours_ago=30)
+    assert incident["customer"]["overdue"] is True
+    assert incident["authority"]["overdue"] is False
+    incidents = cell.parts.services.privacy.incidents
+    assert await incidents.raise_overdue() == 1
+    assert await incidents.raise_overdue() == 0  # also after a restart: it stands in the history
+    found = (await cell.operator.get(f"/v1/incidents/{incident['id']}")).json()
+    assert [entry["kind"] for entry in found["history"]] == ["opened", "overdue"]
+    assert cell.parts.services.auditing.alarms["incident-overdue"] == 1
+
+
+async def test_the_history_is_only_ever_added_to_and_its_words_are_sealed(cell: Cell, tenant: Tenant) -> None:
+    incident = await opened(cell)
+    path = f"/v1/incidents/{incident['id']}"
+    assert (
+        await cell.operator.post(f"{path}/entries", json={"phase": "confirmed", "words": "Yes."})
+    ).status_code == 201
+    told = await cell.operator.post(f"{path}/notices", json={"audience": "authority", "words": "By telephone."})
+    assert told.json()["authority"]["kept"] is True
+    closed = await cell.operator.post(f"{path}/entries", json={"phase": "closed"})
+    assert closed.json()["phase"] == "closed"
+    assert (await cell.operator.post(f"{path}/entries", json={"words": "Late."})).status_code == 409
+    history = (await cell.operator.get(path)).json()["history"]
+    assert [entry["number"] for entry in history] == [1, 2, 3, 4]
+    assert history[0]["words"] == "Planted Qx77 words"
+    stored = await sql(cell, "SELECT words FROM confide.incident_entry WHERE words IS NOT NULL")
+    assert not any("Qx77" in row["words"] for row in stored)
+    for change in ("UPDATE confide.incident_entry SET kind = 'note'", "DELETE FROM confide.incident_entry",
+                   "DELETE FROM confide.incident"):  # fmt: skip
+        with pytest.raises(asyncpg.PostgresError, match="never changed"):
+            await sql(cell, change)
+    assert (await tenant.admin.get(path)).status_code == 403
+
+
+async def test_g6_a_blast_radius_names_what_was_opened_and_each_tenant_reads_only_its_part(
+    cell: Cell, tenant: Tenant
+) -> None:
+    other = await cell.tenant("other")
+    begun = datetime.now(UTC) - timedelta(minutes=5)
+    opened_ones = {await dialogue(tenant, f"call-{n}", f"customer-{n % 2}") for n in range(3)}
+    await dialogue(other, "call-1", "customer-1")
+    key = (await tenant.admin.post("/v1/api-keys", json={"name": "leaked", "role": "runtime"})).json()
+    leaked = cell.client(key["secret"])
+    touched = min(opened_ones)
+    assert (await leaked.get(f"/v1/sessions/{touched}")).status_code == 200
+    await sealed_events(cell)
+    incident = await opened(cell)
+    window = {"since": begun.isoformat(), "until": (datetime.now(UTC) + timedelta(minutes=5)).isoformat()}
+    path = f"/v1/incidents/{incident['id']}/scope"
+    by_key = (await cell.operator.post(path, json={"api_key": key["key"]["id"], **window})).json()["parts"]
+    assert [(part["tenant"], part["containers"], part["subjects"]) for part in by_key] == [(str(tenant.id), 1, 1)]
+    assert [each["id"] for each in by_key[0]["listed"]] == [str(touched)]
+    everything = (await cell.operator.post(path, json=window)).json()["parts"]
+    assert {part["tenant"] for part in everything} == {str(tenant.id), str(other.id)}
+    by_generation = await cell.operator.post(path, json={"generation": 1, "tenant": str(tenant.id), **window})
+    assert {UUID(each["id"]) for each in by_generation.json()["parts"][0]["listed"]} >= opened_ones
+    mine = (await tenant.auditor.get("/v1/privacy/incidents")).json()["parts"]
+    ids = {each["id"] for part in mine for each in part["containers"]}
+    assert {str(each) for each in opened_ones} <= ids
+    theirs = (await other.auditor.get("/v1/privacy/incidents")).json()["parts"]
+    assert not ids & {each["id"] for part in theirs for each in part["containers"]}
+
+
+class Receiver:
+    """Fails the first time."""
+
+    private = True
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, bytes, dict[str, str]]] = []
+        self.failures = 1
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise NotDelivered("status-500")
+        self.got.append((url, body, headers))
+
+    async def close(self) -> None: ...
+
+
+async def test_a_notice_is_tried_until_delivered_and_operators_see_the_outbox(cell: Cell, tenant: Tenant) -> None:
+    outbox = cell.parts.services.privacy.outbox
+    receiver = outbox.sender = Receiver()
+    contact = {"url": "https://hooks.example.com/secret-path", "region": "eu-central-1"}
+    assert (await tenant.admin.put("/v1/privacy/contact", json=contact)).status_code == 200
+    assert "secret-path" not in (await sql(cell, "SELECT url FROM confide.notice_contact"))[0]["url"]
+    abroad = contact | {"region": "us-east-1"}
+    assert (await tenant.admin.put("/v1/privacy/contact", json=abroad)).status_code == 403
+    incident = await opened(cell)
+    told = await cell.operator.post(
+        f"/v1/incidents/{incident['id']}/notices", json={"audience": "customer", "tenants": [str(tenant.id)]}
+    )
+    assert told.status_code == 201, told.text
+    await outbox.deliver()
+    waiting = (await cell.operator.get("/v1/notices")).json()["notices"]
+    assert [(each["attempts"], each["last_error"]) for each in waiting] == [(1, "status-500")]
+    await sql(cell, "UPDATE confide.notice SET next_at = now()")
+    await outbox.deliver()
+    assert receiver.got[0][0] == contact["url"]
+    done = (await cell.operator.get("/v1/notices")).json()["notices"]
+    assert done[0]["delivered_at"] is not None
+    assert await outbox.deliver() == 0
+
+
+async def test_tampering_and_denied_bursts_open_a_draft_once(cell: Cell, tenant: Tenant) -> None:
+    session = await dialogue(tenant, "call-1")
+    await sql(cell, "UPDATE confide.context_object SET body = set_byte(body, 60, get_byte(body, 60) # 1)")
+    broken = await tenant.runtime.post("/v1/load", json={"session": str(session), "context": [{}]})
+    assert broken.status_code == 500
+    for _ in range(6):
+        assert (await tenant.runtime.get("/v1/audit/events")).status_code == 403
+    detections = cell.parts.services.privacy.detections
+    detections.thresholds = Thresholds(denied=5, bulk=3)
+    for n in range(3):
+        await dialogue(tenant, f"bulk-{n}")
+        await tenant.runtime.post("/v1/load", json={"external_id": f"bulk-{n}"})
+    key = (await tenant.admin.post("/v1/api-keys", json={"name": "old", "role": "runtime"})).json()
+    revoked = cell.client(key["secret"])
+    assert (await revoked.get(f"/v1/sessions/{session}")).status_code == 200
+    await sql(cell, "UPDATE confide.api_key SET revoked_at = now() WHERE name = 'old'")
+    assert (await revoked.get(f"/v1/sessions/{session}")).status_code == 401
+    assert len(await detections.look()) == 4
+    assert await detections.look() == []
+    drafts = (await cell.operator.get("/v1/incidents")).json()["incidents"]
+    assert {(each["kind"], each["phase"]) for each in drafts} == {
+        ("tampered", "draft"),
+        ("denied", "draft"),
+        ("bulk-opening", "draft"),
+        ("revoked-api-key", "draft"),
+    }
+
+
+async def test_a_gap_in_a_writers_numbers_opens_a_draft(cell: Cell, tenant: Tenant) -> None:
+    for n in range(3):
+        await dialogue(tenant, f"call-{n}")
+    await sql(cell, "UPDATE confide.cell SET region = region")
+    connection = await asyncpg.connect(cell.url)
+    await connection.execute("SET session_replication_role = replica")  # what only a superuser can do
+    await connection.execute(
+        "DELETE FROM confide_audit.journal j USING (SELECT writer, tenant_id, min(seq) + 1 AS seq FROM"
+        " confide_audit.journal WHERE tenant_id = $1 GROUP BY 1, 2 HAVING count(*) > 2) d"
+        " WHERE j.writer = d.writer AND j.tenant_id = d.tenant_id AND j.seq = d.seq".replace("$1", f"'{tenant.id}'")
+    )
+    await connection.close()
+    await cell.parts.services.privacy.detections.look(datetime.now(UTC) + timedelta(minutes=1))
+    drafts = (await cell.operator.get("/v1/incidents")).json()["incidents"]
+    assert "audit-gap" in {each["kind"] for each in drafts}
