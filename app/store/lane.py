@@ -2,7 +2,7 @@
 
 A lane holds one connection and one audit writer. A flush takes what waited while the previous commit was under way, up
 to a count and a number of bytes, round-robin over tenants, and sends it as one statement with one commit. No timer: a
-lone request goes at once.
+lone request goes as soon as the event loop has turned a few times.
 
 What fails, fails alone: a batch that the database refuses is run again item by item. A connection that breaks during a
 statement leaves the outcome unknown; the writer's row tells it truly, once a new connection has fenced off the old one.
@@ -36,6 +36,8 @@ FENCED: Final = "CF001"
 RETRIED: Final = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, lock not available: the batch is sent again whole, a few times."""
 RETRIES: Final = 3
+QUIET_TURNS: Final = 4
+"""Turns of the event loop without a new request, after which a batch leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ class Lane(Generic[Item]):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            await self._gather()
             batch = self._queue.take(self._limits)
             if not batch:
                 continue
@@ -193,6 +196,18 @@ class Lane(Generic[Item]):
             except Exception as error:  # noqa: BLE001  the lane must outlive whatever one batch brings
                 log.error("a flush failed", extra={"lane": self.name, "error": type(error).__name__})
                 _refuse(batch, Unavailable())
+
+    async def _gather(self) -> None:
+        """Let requests that are being read off their sockets at this moment come along: turns of the event loop, no timer.
+
+        A lone request loses some microseconds; a crowd shares one statement instead of being split by who came first.
+        """
+        size, quiet = self._queue.size, 0
+        while quiet < QUIET_TURNS and size < self._limits.count:
+            await asyncio.sleep(0)
+            grown = self._queue.size
+            quiet = quiet + 1 if grown == size else 0
+            size = grown
 
     async def _flush_batch(self, batch: list[_Waiting[Item]], retries: int = RETRIES) -> None:
         if self._connection is None and not await self._reopen(batch):
