@@ -1,0 +1,173 @@
+"""Every control's query runs, answers kept on a healthy cell, and shows a failure that is planted."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.audit.checkpoint import Checkpoint, VerifierKey
+from app.identity import new_id
+from app.services.attesting import open_document
+from app.services.evidence_controls import CONTROLS
+from app.store.evidence import CHECKS, run
+from app.store.ledger import Transaction
+from tests.cell import Cell, Tenant
+from tests.privacy.made import dialogue
+from tests.privacy.test_incidents import sealed_events
+
+EVENT = (
+    "INSERT INTO confide_audit.event (tenant_id, epoch, leaf, sealed_at, id, time, action, outcome, purpose, principal,"
+    " entry) SELECT tenant_id, epoch, leaf + 100000000, sealed_at, '{id}', now(), '{action}', '{outcome}', {purpose},"
+    " principal, convert_to((convert_from(entry, 'UTF8')::jsonb || '{change}')::text, 'UTF8')"
+    " FROM confide_audit.event WHERE tenant_id = '{tenant}' AND action = 'context.commit' LIMIT 1"
+)
+T = "tenant_id = '{tenant}'"
+
+
+def event(action: str = "context.load", outcome: str = "allowed", purpose: str = "'serve'", **change: Any) -> str:
+    """A row in the sealed log that the service would never have written."""
+    text = EVENT.replace("{action}", action).replace("{outcome}", outcome).replace("{purpose}", purpose)
+    return text.replace("{change}", json.dumps(change))
+
+
+JOB = (
+    "INSERT INTO confide.job (tenant_id, id, kind, state, spec, deadline, created_at, updated_at) VALUES"
+    " ('{tenant}', '{id}', 'erasure', 'blocked', '{}', now() - interval '1 second', now(), now())"
+)
+
+PLANTED = {
+    "sealed": f"UPDATE confide.context_object SET body = 'plaintext' WHERE {T}",
+    "container-keys": f"DELETE FROM confide.container_key WHERE {T}",
+    "key-use-logged": f"UPDATE confide.context_object SET version = '{{id}}' WHERE {T}",
+    "revoked-keys": f"UPDATE confide.api_key SET revoked_at = now() - interval '1 hour' WHERE {T} AND role = 'runtime'",
+    "exact-scopes": f"UPDATE confide.api_key SET scopes = scopes || '{{context:read}}' WHERE {T} AND role = 'auditor'",
+    "key-rotation": f"UPDATE confide.api_key SET created_at = now() - interval '2 years' WHERE {T}",
+    "no-operator-access": event(role="operator"),
+    "region": event(region="us-east-1"),
+    "transfers": (
+        "INSERT INTO confide.notice_contact (tenant_id, url, host, region, set_by)"
+        " VALUES ('{tenant}', 'x', 'x', 'us-east-1', '{id}')"
+    ),
+    "retention": f"UPDATE confide.container SET expires_at = now() - interval '1 hour' WHERE {T}",
+    "erasures": JOB,
+    "erased-stays-erased": (
+        "INSERT INTO confide.erased (tenant_id, job_id, container_id, kind, objects, turns, keys, event_id)"
+        " SELECT tenant_id, '{id}', id, kind, 0, 0, 0, '{id}' FROM confide.container WHERE tenant_id = '{tenant}'"
+    ),
+    "access-requests": (
+        "INSERT INTO confide.bulk_read (tenant_id, id, kind, purpose, api_key, principal, started_at) VALUES"
+        " ('{tenant}', '{id}', 'subject', 'subject-access', '{id}', '{id}', now() - interval '2 hours')"
+    ),
+    "purposes": event(purpose="'training'"),
+    "log-without-gaps": event(seq=100_000),
+    "log-sealed": (
+        "INSERT INTO confide_audit.journal (tenant_id, id, time, writer, seq, flush, action, outcome, facts)"
+        " VALUES ('{tenant}', '{id}', now() - interval '5 minutes', '{id}', 1, 1, 'context.load', 'allowed', '{}')"
+    ),
+    "tampering": event("tamper.refused", "denied", reason="tampered"),
+    "incidents-told": (
+        "INSERT INTO confide.incident_part (tenant_id, incident_id, at, scope, containers)"
+        " VALUES ('{tenant}', '{id}', now() - interval '25 hours', '{}', '[]')"
+    ),
+    "customer-key": (
+        "INSERT INTO confide_keys.binding (tenant_id, id, provider, fields, external_id, state, created_at, changed_at)"
+        " VALUES ('{tenant}', '{id}', 'aws-kms', '{}', 'x', 'active', now(), now())"
+    ),
+    "terms": "DELETE FROM confide.trust_acceptance WHERE tenant_id = '{tenant}'",
+    "denials-logged": event(outcome="denied", reason=""),
+    "holds-explained": (
+        "INSERT INTO confide.legal_hold (tenant_id, id, container_id, reason, held_before, set_by, api_key)"
+        " VALUES ('{tenant}', '{id}', '{id}', 'plaintext', '{}', '{id}', '{id}')"
+    ),
+}
+
+
+async def healthy(cell: Cell, tenant: Tenant) -> None:
+    """A tenant in good order: dialogues, terms accepted, everything sealed."""
+    for n in range(2):
+        await dialogue(tenant, f"call-{n}", "customer-1")
+    async with cell.parts.services.ledger.transaction(tenant.id) as tx:
+        await tx.connection.execute(
+            "INSERT INTO confide.trust_acceptance (tenant_id, id, document, version, digest, accepted_by, api_key)"
+            " VALUES ($1, $2, 'dpa', '1', 'x', $2, $2)",
+            tenant.id,
+            new_id(),
+        )
+    await sealed_events(cell)
+
+
+async def planted(cell: Cell, name: str, tenant: Tenant) -> list[str]:
+    """What the check finds with its failure planted: by the superuser, past triggers, and rolled back afterwards."""
+    connection = await asyncpg.connect(cell.url)
+    try:
+        await connection.execute("BEGIN; SET LOCAL session_replication_role = replica")
+        text = PLANTED[name].replace("{tenant}", str(tenant.id)).replace("{id}", str(new_id()))
+        await connection.execute(text)
+        return (await run(Transaction(connection), CHECKS[name], tenant.id, *around()))[1]
+    finally:
+        await connection.close()
+
+
+def around() -> tuple[datetime, datetime]:
+    return datetime.now(UTC) - timedelta(days=2), datetime.now(UTC) + timedelta(minutes=1)
+
+
+async def look(cell: Cell, tenant: Tenant, name: str) -> tuple[int, list[str]]:
+    async with cell.parts.services.privacy.ledger.transaction(tenant.id) as tx:
+        return await run(tx, CHECKS[name], tenant.id, *around())
+
+
+async def test_every_check_is_kept_on_a_healthy_cell_and_broken_by_its_planted_failure(
+    cell: Cell, tenant: Tenant
+) -> None:
+    assert set(PLANTED) == set(CHECKS)
+    await healthy(cell, tenant)
+    for name in CHECKS:
+        assert (await look(cell, tenant, name))[1] == [], name
+    for name in PLANTED:
+        assert await planted(cell, name, tenant), name
+
+
+def test_every_control_has_a_query_or_says_what_is_not_evidenced() -> None:
+    assert len(CONTROLS) == 39
+    for name, control in CONTROLS.items():
+        assert control.checks or control.beyond, name
+        assert set(control.checks) <= set(CHECKS), name
+    assert {check for control in CONTROLS.values() for check in control.checks} == set(CHECKS)
+
+
+async def test_evidence_is_signed_and_verifies_offline_with_its_checkpoint(cell: Cell, tenant: Tenant) -> None:
+    await healthy(cell, tenant)
+    period = {
+        "from": (datetime.now(UTC) - timedelta(hours=1)).isoformat(),
+        "to": (datetime.now(UTC) + timedelta(minutes=1)).isoformat(),
+    }
+    one = await tenant.auditor.get("/v1/evidence", params={"control": "cc6.1", **period})
+    assert one.status_code == 200, one.text
+    key = VerifierKey.parse(cell.parts.services.privacy.attestor.verifier)
+    kind, document = open_document(one.json()["note"], [key])
+    assert (kind, document["result"]) == ("evidence", "kept")
+    assert document["leaves"][0]["events"] > 0
+    assert Checkpoint.open(one.json()["checkpoint"].encode(), [key]).size > document["leaves"][0]["last"]
+    physical = (await tenant.auditor.get("/v1/evidence", params={"control": "cc6.4", **period})).json()["evidence"]
+    assert physical["result"] == "not-evidenced"
+    assert (await tenant.auditor.get("/v1/evidence", params={"control": "cc9.9", **period})).status_code == 404
+    whole = await tenant.auditor.get("/v1/evidence/archive", params=period)
+    with zipfile.ZipFile(io.BytesIO(whole.content)) as archive:
+        given = VerifierKey.parse(archive.read("verifier.txt").decode().strip())
+        for name in CONTROLS:
+            assert open_document(archive.read(f"controls/{name}.note").decode(), [given])[1]["control"] == name
+        summary = json.loads(archive.read("summary.json"))
+    assert {each["result"] for each in summary.values()} <= {"kept", "empty", "not-evidenced"}
+    assert (await tenant.runtime.get("/v1/evidence/archive", params=period)).status_code == 403
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_a_check_names_its_tenant(name: str) -> None:
+    assert "$1" in CHECKS[name].failures
