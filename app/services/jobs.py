@@ -285,7 +285,7 @@ class Jobs:
 
     async def _release(self, job: Job, seconds: float) -> None:
         try:
-            async with self.ledger.transaction(job.tenant) as tx:
+            async with asyncio.timeout(2), self.ledger.transaction(job.tenant) as tx:
                 await rows.release(tx, job.tenant, job.id, self.worker, seconds)
-        except ConfideError:
+        except (ConfideError, TimeoutError):
             pass  # the claim runs out by itself
