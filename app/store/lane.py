@@ -198,7 +198,8 @@ class Lane(Generic[Item]):
                 _refuse(batch, Unavailable())
 
     async def _gather(self) -> None:
-        """Let requests that are being read off their sockets at this moment come along: turns of the event loop, no timer.
+        """Let requests that are being read off their sockets at this moment come along: turns of the event loop, no
+        timer.
 
         A lone request loses some microseconds; a crowd shares one statement instead of being split by who came first.
         """
