@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ from app.services.denials import Denials
 from app.services.dialogue import Dialogue
 from app.services.jobs import Jobs
 from app.services.key_plane import core, key_plane
+from app.services.keyring import Keyring
 from app.services.rate import Rates
 from app.services.reading import Reading
 from app.services.replay_deletions import Replayed, replay
@@ -173,6 +174,7 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
 
     made = core(settings.region, registry, auditing, lambda: Ledger(connect), called)
     keyring = made.keyring
+    metrics.gather = _key_metrics(keyring, metrics)
     reading = Reading(settings.region, keyring, lanes["read"], pool, auditing)
     control = ControlPlane(ledger, auditing, access)
     trees = _audit(settings, auditing, access, control, metrics)
@@ -323,6 +325,20 @@ def _lanes(connect: Connect, settings: Settings, metrics: Metrics) -> dict[str, 
         "write": Lanes([write() for _ in range(settings.lanes)]),
         "record": Lanes([record]),
     }
+
+
+def _key_metrics(keyring: Keyring, metrics: Metrics) -> Callable[[], None]:
+    """What the keyring counts for itself, since it is asked at every request."""
+    told = [0, 0]
+
+    def gather() -> None:
+        metrics.key_cache.inc(("tenant", "hit"), keyring.hits - told[0])
+        metrics.key_cache.inc(("tenant", "miss"), keyring.misses - told[1])
+        told[:] = keyring.hits, keyring.misses
+        for age in keyring.lease_ages():
+            metrics.lease_age.observe(age)
+
+    return gather
 
 
 def _no_results(batch: Any, _rows: Any) -> list[None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -105,7 +105,9 @@ class Metrics:
             ("provider", "operation", "outcome"),
         )
         self.lease_age = Histogram(
-            "confide_key_lease_age_seconds", "Age of the lease at each use of a key.", LEASE_SECONDS
+            "confide_key_lease_age_seconds",
+            "Ages of the leases in memory, looked at each time values are shared.",
+            LEASE_SECONDS,
         )
         self.audit_commits = Counter(
             "confide_audit_commits", "Committed statements that carry audit events.", ("outcome",)
@@ -120,6 +122,8 @@ class Metrics:
         )
         self.retention_erased = Counter("confide_retention_erased", "Containers erased at the end of their time.")
         self._file: WorkerFile | None = None
+        self.gather: Callable[[], None] = lambda: None
+        """Called before values are shared or shown: for those who count for themselves."""
 
     def attach(self, directory: Path) -> None:
         """Share with the other workers through files in ``directory`` (under the state directory; it is made)."""
@@ -163,6 +167,7 @@ class Metrics:
         return generate_latest(registry)
 
     def _snapshot(self) -> _Snapshot:
+        self.gather()
         snapshot = _Snapshot({}, {})
         for metric in self.all():
             if isinstance(metric, Histogram):

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
@@ -154,6 +155,11 @@ class Keyring:
         for tenant in [tenant for tenant, failed in self._failures.items() if now > failed.until + 60]:
             del self._failures[tenant]
         self.loader.sweep()
+
+    def lease_ages(self, most: int = 100) -> list[float]:
+        """Seconds since the leases in memory began; of the most recently used tenants, where there are many."""
+        now = self._clock()
+        return [now - keys.granted_at for keys in islice(reversed(self._tenants.values()), most)]
 
     def held(self) -> dict[UUID, int]:
         """The tenants whose keys are in memory, with the epoch that each stands at."""
