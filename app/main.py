@@ -308,10 +308,10 @@ def _lanes(connect: Connect, settings: Settings, metrics: Metrics) -> dict[str, 
         settings.lane_items, settings.lane_bytes, settings.lane_waiting, settings.lane_reconnect_seconds
     )
 
-    def observe(name: str, size: int) -> None:
-        metrics.batch_items.observe(size, (name,))
+    def observe(name: str, items: int, events: int) -> None:
+        metrics.batch_items.observe(items, (name,))
         metrics.audit_commits.inc(("committed",))
-        metrics.audit_events.inc(("committed",), size)
+        metrics.audit_events.inc(("committed",), events)
 
     def read() -> Lane[Read]:
         return Lane("read", connect, READ, encode_read, decode, limits, observe=observe, changes=False)

@@ -128,7 +128,7 @@ class Lane(Generic[Item]):
         decode: Decode,
         limits: LaneLimits,
         *,
-        observe: Callable[[str, int], None] = lambda name, size: None,
+        observe: Callable[[str, int, int], None] = lambda name, items, events: None,
         changes: bool = True,
     ) -> None:
         """``changes`` False: what is lost with a connection may simply be asked again."""
@@ -231,7 +231,7 @@ class Lane(Generic[Item]):
             raise
         self._sequences.keep()
         self._flush = flush
-        self._observe(self.name, len(batch))
+        self._observe(self.name, len(batch), sum(item.events for item in items))
         for waiting, result in zip(batch, self._decode(items, rows), strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(result)

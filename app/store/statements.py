@@ -68,6 +68,10 @@ class Read:
     targets: Sequence[ReadTarget]
     weight: int = 0
 
+    @property
+    def events(self) -> int:
+        return len(self.targets)
+
     def containers(self) -> Iterable[UUID]:
         return ()
 
@@ -128,6 +132,10 @@ class Write:
     answer: bytes | None = None
     weight: int = 0
 
+    @property
+    def events(self) -> int:
+        return len(self.targets)
+
     def containers(self) -> Iterable[UUID]:
         return [target.container for target in self.targets]
 
@@ -144,6 +152,10 @@ class Record:
     container: UUID | None = None
     event: UUID | None = None
     weight: int = 0
+
+    @property
+    def events(self) -> int:
+        return 1
 
     def containers(self) -> Iterable[UUID]:
         return ()
