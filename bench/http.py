@@ -43,4 +43,4 @@ class Http:
         status, answer = await self.request(verb, path, key, text, "Content-Type: application/json", *more)
         if status >= 400:
             raise RefusedError(status, answer)
-        return json.loads(answer)
+        return json.loads(answer) if answer else None

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.cell import Subject
+from bench.peers.servers import Ready
 from bench.processes import HOST, ROOT, total_cpu
+
+CONNECTIONS = 32
+Marks = dict[str, tuple[float, float]]
+"""CPU seconds of the service and of the database, at "begin" and at "end"."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +42,45 @@ def run(subject: Subject, database: int, job: dict[str, Any]) -> Measured:
         "host": HOST,
         "port": subject.port,
         "targets": str(subject.targets),
-        "connections": 32,
+        "connections": CONNECTIONS,
         "seconds": 5.0,
         **job,
     }
     command = [sys.executable, "-m", "bench.loadgen"]
+    detail, marks = _drive(subject.name, command, whole, [subject.pid], [database])
+    return _measured(subject.name, detail, marks)
+
+
+def run_peer(python: Path, name: str, ready: Ready, job: dict[str, Any]) -> Measured | None:
+    """A peer's own client, whose CPU is the service's part. None for a run that only fills. Raises LoadError."""
+    whole = {"peer": name, "connections": CONNECTIONS, "seconds": 5.0, **ready.job, **job}
+    detail, marks = _drive(name, [str(python), "-m", "bench.peers"], whole, [], ready.pids)
+    return _measured(name, detail, marks) if marks else None
+
+
+def _drive(
+    name: str, command: list[str], job: dict[str, Any], service: Sequence[int], database: Sequence[int]
+) -> tuple[dict[str, Any], Marks]:
+    """Run a generator, and note the CPU used when it begins to count and when it ends."""
+    marks: Marks = {}
+    line = ""
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(whole))
+        process.stdin.write(json.dumps(job))
         process.stdin.close()
-        marks = {}
-        line = ""
         for line in process.stdout:
             if line.strip() in {"begin", "end"}:
-                marks[line.strip()] = (total_cpu([subject.pid]), total_cpu([database]))
-    if process.returncode or "end" not in marks:
-        raise LoadError(f"{subject.name}: the load generator failed")
-    return _measured(subject, json.loads(line), marks)
+                marks[line.strip()] = (total_cpu(service or [process.pid]), total_cpu(database))
+    if process.returncode or len(marks) == 1:
+        raise LoadError(f"{name}: the load generator failed")
+    return json.loads(line), marks
 
 
-def _measured(subject: Subject, detail: dict[str, Any], marks: dict[str, tuple[float, float]]) -> Measured:
+def _measured(name: str, detail: dict[str, Any], marks: Marks) -> Measured:
     answers = max(1, detail["answers"])
     bad = sum(count for status, count in detail["statuses"].items() if int(status) >= 400)
     if bad > answers / 1000 or not detail["answers"]:
-        raise LoadError(f"{subject.name}: {bad} of {answers} refused: {detail['failure']}")
+        raise LoadError(f"{name}: {bad} of {answers} refused: {detail['failure']}")
     service, database = ((end - begin) / answers * 1e6 for begin, end in zip(marks["begin"], marks["end"], strict=True))
     return Measured(detail["rate"], detail["p50"], detail["p99"], service, database, detail["generator_cpu"], detail)

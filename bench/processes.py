@@ -64,8 +64,16 @@ class Server:
     """A child process that listens on a loopback port. A context manager: it has ended when the block ends."""
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, *, port: int, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        *,
+        port: int,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
     ) -> None:
+        self._user = user
         self.name = name
         self.port = port
         self._log = log
@@ -76,7 +84,13 @@ class Server:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command,
+                cwd=ROOT,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self._user,
             )
         self._wait()
         return self

@@ -12,8 +12,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.processes import ROOT
-
 COLLECTION = "facts"
 POOL_BYTES = 16 << 20
 """Requests are drawn from a pool built beforehand; it is at most so large."""
@@ -183,7 +181,7 @@ def _exchanges() -> Iterator[list[dict[str, Any]]]:
 
 def sgd_path() -> str:
     """CONFIDE_SGD, else beside the checkout."""
-    beside = ROOT.parent / "shared" / "data" / "sgd" / "dialogues.jsonl.gz"
+    beside = Path(__file__).parents[2] / "shared" / "data" / "sgd" / "dialogues.jsonl.gz"
     return os.environ.get("CONFIDE_SGD", str(beside))
 
 
