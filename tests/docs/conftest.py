@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 60
-SNIPPETS_SECONDS = 30
+START_SECONDS = 100
+SNIPPETS_SECONDS = 90
 
 # curl that fails where the service refuses: no example may show a call that doesn't work.
 CURL = """#!/bin/sh

@@ -11,7 +11,8 @@ import pytest
 
 from tests.docs.conftest import ROOT, Demo
 
-pytestmark = pytest.mark.xdist_group("docs")
+# The first test also starts the service; on a busy machine both take a while.
+pytestmark = [pytest.mark.xdist_group("docs"), pytest.mark.timeout(240)]
 
 PAGES = ["README.md", "docs/runtime-developers.md", "docs/tenant-admins.md"]
 
