@@ -64,6 +64,8 @@ def test_every_page_can_be_reached_from_the_index() -> None:
     ahead = [ROOT / "docs" / "README.md"]
     while ahead:
         page = ahead.pop()
+        if page.is_dir():
+            ahead += page.glob("*.md")
         if page in reached or page.suffix != ".md" or not page.exists():
             continue
         reached.add(page)
