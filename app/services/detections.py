@@ -20,7 +20,8 @@ from app.store import incidents as rows
 from app.store.ledger import Ledger
 
 WINDOW: Final = timedelta(minutes=10)
-BEFORE: Final = timedelta(hours=6)
+OPENING_WINDOW: Final = timedelta(minutes=2)
+BEFORE: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,9 @@ class Detections:
         async with self._ledger.transaction(NO_UUID) as tx:
             if not await rows.lead(tx):
                 return []
-            recent = await rows.suspicious(tx, since, until)
-            usual = await rows.suspicious(tx, since - BEFORE, since) if self._many(recent) else []
+            begun = until - OPENING_WINDOW
+            recent = await rows.suspicious(tx, since, begun, until)
+            usual = await rows.suspicious(tx, begun, begun - BEFORE, begun) if self._many(recent) else []
             gaps = await rows.gaps(tx, since, until - timedelta(seconds=30))
         found = [self._judge(row, usual) for row in recent]
         found += [("audit-gap", row["tenant_id"], str(row["writer"]), row["missing"], since) for row in gaps]
@@ -78,7 +80,7 @@ class Detections:
                 for each in usual
                 if each["what"] == "opened" and (each["tenant_id"], each["principal"] or "unknown") == place
             )
-            per_window = before * (WINDOW / BEFORE)
+            per_window = before * (OPENING_WINDOW / BEFORE)
             if row["containers"] > self.thresholds.bulk_factor * per_window:
                 return "bulk-opening", *place, row["containers"], row["first_at"]
         return None

@@ -23,9 +23,9 @@ from app.store import evidence as rows
 from app.store.ledger import Ledger, Transaction
 
 READ_ME: Final = (
-    "Each .note is a signed note (C2SP signed-note, Ed25519): its second line is the evidence as canonical JSON. verifier.txt\n"
-    "has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself, export it\n"
-    '(GET /v1/audit/export) and run: confide audit verify EXPORT --key "$(cat verifier.txt)" --checkpoint checkpoint.txt\n'
+    "Each .note is a signed note (C2SP signed-note, Ed25519): its second line is the evidence as canonical JSON.\n"
+    "verifier.txt has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself, export\n"
+    'it (GET /v1/audit/export): confide audit verify EXPORT --key "$(cat verifier.txt)" --checkpoint checkpoint.txt\n'
 )
 
 

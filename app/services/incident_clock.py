@@ -1,8 +1,8 @@
 """The clock of an incident: absolute instants, counted from detection.
 
-Deadlines are fixed when the incident is opened, as UTC instants in the database: no time zone, daylight saving or restart
-moves them. Whether one has passed is judged by the database's clock, and an alarm that was raised stays in the incident's
-history, so that a clock that jumps back neither silences nor repeats it.
+Deadlines are fixed when the incident is opened, as UTC instants in the database: no time zone, daylight saving or
+restart moves them. Whether one has passed is judged by the database's clock, and an alarm that was raised stays in the
+incident's history, so that a clock that jumps back neither silences nor repeats it.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Privacy:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What ``assemble`` is given. ``ledger``: a connection of its own, so that background work never holds up others."""
+    """What ``assemble`` is given. ``ledger``: a connection of its own: background work never holds up others."""
 
     region: str
     ledger: Ledger

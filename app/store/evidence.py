@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from app.store.ledger import Transaction
+from app.store.privacy_records import SEARCH
 
 SHOWN: Final = 100
 MAGIC: Final = "'\\xc04346440101'::bytea"
@@ -193,7 +194,7 @@ CHECKS: Final[dict[str, Check]] = {
 
 async def run(tx: Transaction, check: Check, tenant: UUID, since: datetime, until: datetime) -> tuple[int, list[str]]:
     """The population, and the ids of what breaks the control."""
-    await tx.connection.execute("SET LOCAL enable_bitmapscan = on; SET LOCAL enable_seqscan = on")
+    await tx.connection.execute(SEARCH)
     population: int = await tx.connection.fetchval(_bound(check.population), tenant, since, until)
     rows: Sequence[Any] = await tx.connection.fetch(
         f"SELECT f.* FROM ({_bound(check.failures)}) f LIMIT {SHOWN}",  # noqa: S608  the texts above

@@ -202,6 +202,7 @@ async def radius(
     tx: Transaction, tenants: Sequence[UUID], principal: UUID | None, api_key: UUID | None, trk: int | None,
     since: datetime, until: datetime,
 ) -> list[Any]:  # fmt: skip
+    await tx.connection.execute("SET LOCAL statement_timeout = '60s'")
     return list(
         await tx.connection.fetch(
             "SELECT * FROM confide.blast_radius($1, $2, $3, $4, $5, $6) ORDER BY tenant_id, first_at",
@@ -215,8 +216,9 @@ async def radius(
     )
 
 
-async def suspicious(tx: Transaction, since: datetime, until: datetime) -> list[Any]:
-    return list(await tx.connection.fetch("SELECT * FROM confide.suspicious($1, $2)", since, until))
+async def suspicious(tx: Transaction, since: datetime, opened: datetime, until: datetime) -> list[Any]:
+    """Denials since ``since``, openings since ``opened``."""
+    return list(await tx.connection.fetch("SELECT * FROM confide.suspicious($1, $2, $3)", since, opened, until))
 
 
 async def gaps(tx: Transaction, since: datetime, until: datetime) -> list[Any]:

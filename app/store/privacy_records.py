@@ -113,6 +113,7 @@ async def acceptances(tx: Transaction, tenant: UUID) -> list[Any]:
 # ---------------------------------------------------------------- the account of openings
 
 # An opening is an allowed event that names a purpose: every use of a key for somebody's context does.
+SEARCH: Final = "SET LOCAL enable_bitmapscan = on; SET LOCAL enable_seqscan = on; SET LOCAL statement_timeout = '120s'"
 OPENINGS: Final = """
 SELECT e.purpose, e.principal::text AS principal, e.action,
        coalesce(x.v ->> 'region', '') AS region, coalesce(x.v ->> 'role', 'service') AS role,
@@ -134,7 +135,7 @@ AND NOT EXISTS (SELECT FROM confide_audit.event e WHERE e.tenant_id = $1 AND e.i
 
 async def account(tx: Transaction, tenant: UUID, since: datetime, until: datetime) -> tuple[list[Any], list[Any], int]:
     """Groups of openings; ranges of leaves with their counts; and how many events of the period aren't sealed yet."""
-    await tx.connection.execute("SET LOCAL enable_bitmapscan = on; SET LOCAL enable_seqscan = on")
+    await tx.connection.execute(SEARCH)
     groups = list(await tx.connection.fetch(OPENINGS, tenant, since, until))
     ranges = list(await tx.connection.fetch(COUNTED, tenant, since, until))
     waiting: int = await tx.connection.fetchval(UNSEALED, tenant, since, until)

@@ -289,19 +289,22 @@ CREATE FUNCTION confide.waiting_notices(p_limit integer) RETURNS TABLE (tenant_i
        ORDER BY n.next_at LIMIT p_limit $$;
 
 -- What detections look at: events that point to a breach, counted by tenant, caller and reason.
-CREATE FUNCTION confide.suspicious(p_since timestamptz, p_until timestamptz)
+-- Openings, which are many, are counted from p_opened on only.
+CREATE FUNCTION confide.suspicious(p_since timestamptz, p_opened timestamptz, p_until timestamptz)
 RETURNS TABLE (tenant_id uuid, what text, principal text, events bigint, containers bigint, first_at timestamptz)
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' SET enable_seqscan = on SET enable_bitmapscan = on AS $$
     SELECT j.tenant_id,
            CASE WHEN j.action = 'tamper.refused' THEN 'tampered'
                 WHEN j.reason = 'api-key' OR (j.action = 'api-key.denied' AND j.facts::jsonb #>> '{detail,revoked}' IS NOT NULL)
                     THEN 'revoked-api-key'
                 WHEN j.outcome = 'denied' THEN 'denied'
                 ELSE 'opened' END,
-           j.facts::jsonb ->> 'principal', count(*), count(DISTINCT j.container), min(j.time)
+           -- Facts of requests begin with the caller: a cut costs less than parsing millions of rows.
+           CASE WHEN pg_catalog.starts_with(j.facts, '{"principal":"') THEN pg_catalog.substr(j.facts, 15, 36)
+                ELSE j.facts::jsonb ->> 'principal' END, count(*), count(DISTINCT j.container), min(j.time)
     FROM confide_audit.journal j
     WHERE j.time >= p_since AND j.time < p_until
-      AND (j.outcome = 'denied' OR (j.outcome = 'allowed' AND j.action IN
+      AND (j.outcome = 'denied' OR (j.time >= p_opened AND j.outcome = 'allowed' AND j.action IN
            ('context.load', 'context.read', 'context.export', 'session.read', 'session.lookup', 'turns.read', 'branch')))
     GROUP BY 1, 2, 3 $$;
 
@@ -317,7 +320,8 @@ RETURNS TABLE (tenant_id uuid, container uuid, kind text, subject uuid, stored b
         SELECT e.tenant_id, e.container, count(*) AS events, min(e.time) AS first_at, max(e.time) AS last_at,
                array_agg(DISTINCT (x.v ->> 'trk')::integer) FILTER (WHERE x.v ? 'trk') AS generations
         FROM confide_audit.event e,
-             LATERAL (SELECT pg_catalog.convert_from(e.entry, 'UTF8')::jsonb AS v OFFSET 0) x
+             LATERAL (SELECT CASE WHEN coalesce(p_principal, p_api_key) IS NOT NULL OR p_trk IS NOT NULL
+                                  THEN pg_catalog.convert_from(e.entry, 'UTF8')::jsonb END AS v OFFSET 0) x
         WHERE e.tenant_id = ANY (p_tenants) AND e.time >= p_since AND e.time < p_until AND e.outcome = 'allowed'
           AND e.container IS NOT NULL AND e.purpose IS NOT NULL
           AND (p_principal IS NULL OR e.principal = p_principal) AND (p_api_key IS NULL OR e.api_key = p_api_key)
