@@ -14,7 +14,7 @@ from array import array
 from typing import Any
 
 from bench.loadgen import quantiles
-from bench.peers.base import NAMES, Peer
+from bench.peers.peer import NAMES, Peer
 from bench.peers.rows import PgCrypto, Transit
 from bench.peers.stores import LangGraph, Redis
 from bench.workloads import json_bytes
