@@ -58,6 +58,10 @@ run: $(RUN) ## serve on PORT (8080) with an embedded PostgreSQL and a demo tenan
 test: $(DEV) ## run the tests on WORKERS (2) processes; ARGS adds pytest arguments: make test ARGS='tests/embedded -k kill'
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
+.PHONY: bench-revocation
+bench-revocation: $(DEV) ## time from withdrawing a key to the last plaintext, and back; ARGS=--quick for a few runs only
+	@$(BIN)/python -m bench.revocation $(ARGS)
+
 .PHONY: check
 check: check-format check-lint check-types check-imports check-image ## all of the following; `make -k check` goes on after a failure
 

@@ -1,6 +1,6 @@
 """A cell with every key service as its neighbour: ministack, OpenBao, the Azure fake, and key files.
 
-The tests that use servers share one xdist group, so that each server runs once however many workers there are.
+The tests that use servers share two xdist groups, so that servers are started twice at most.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cell import Cell, running_cell
-from tests.keys.customers import World, make_customer
+from tests.keys.customers import World
 from tests.kms.conftest import authority, bao, fake_azure, ministack
 from tests.kms.fake_azure import FakeAzure
 from tests.kms.rigs import AwsWorld, TransitWorld
@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and _SERVERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("keys"))
+            half = "revocation" if "revocation" in item.path.name else "moves"
+            item.add_marker(pytest.mark.xdist_group(f"keys-{half}"))
 
 
 @pytest.fixture
@@ -56,5 +57,3 @@ async def two_workers(database: str, tmp_path: Path, world: World) -> AsyncItera
     ):
         yield first, second
 
-
-__all__ += ["make_customer"]

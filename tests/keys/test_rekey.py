@@ -41,7 +41,8 @@ async def everything(tenant: Tenant, session: str) -> list[Any]:
     load = {"external_id": "call-1", "context": [{}], "turns": {"last": 50}, "subject": True}
     seen = [(await client.post("/v1/load", json=load)).raise_for_status().json()]
     for name in ({"external_id": "call-1"}, {"subject": "customer-19"}, {"label": "vip"}, {"label": "de"}):
-        seen.append((await client.post("/v1/sessions/lookup", json=name)).raise_for_status().json())
+        answer = await client.post("/v1/sessions/lookup", json=name)
+        seen.append(answer.raise_for_status().json())
     for query in ({"collection": "files"}, {"tag": "x"}, {"tag": "y"}):
         answer = await client.get(f"/v1/sessions/{session}/context", params=query)
         seen.append(answer.raise_for_status().json())
