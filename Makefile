@@ -90,6 +90,10 @@ fix: $(DEV) ## format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: chaos-audit
+chaos-audit: $(DEV) ## kill -9 workers, sealer and PostgreSQL under load, 50 cycles: nothing acknowledged may be missing
+	@$(BIN)/python -m tests.programmes.audit_crash $(ARGS)
+
 .PHONY: lock
 lock: $(DEV) ## resolve pyproject.toml again into the four locks, the newest versions with hashes and no registry's address
 	$(compile) -o requirements.lock

@@ -31,7 +31,7 @@ MAX_LINE, MAX_BLOCK, MAX_FINDINGS, ID_WINDOW = 2 << 20, 1024, 100, 1 << 16
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
-class StopReading(Exception):  # noqa: N818 - it ends the reading; what was found stands in the report
+class StopReading(Exception):
     """The export can't be followed further. The arguments are those of ``Report.add``."""
 
 

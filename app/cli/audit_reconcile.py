@@ -1,10 +1,10 @@
 """Holding an audit export against the customer's own cloud log. Pure: events and records in, differences out.
 
-A call to a KMS stands in our log as a ``key.intent`` before it and a ``key.outcome`` after it, and in the customer's cloud
-as one record. They are joined by the provider's request id; where we crashed before the outcome, by the intent's id, which
-travels in the call (AWS: end of the user agent; Azure: client request id).
+A call to a KMS stands in our log as a ``key.intent`` before it and a ``key.outcome`` after it, and in the customer's
+cloud as one record. They are joined by the provider's request id; where we crashed before the outcome, by the intent's
+id, which travels in the call (AWS: end of the user agent; Azure: client request id).
 
-Clouds deliver their logs late and exports end somewhere, so what stands near an edge is ``pending``, never a difference.
+Clouds deliver their logs late and exports end somewhere: what stands near an edge is ``pending``, never a difference.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Call:
 
 @dataclass(slots=True)
 class Differences:
-    """``unexplained``: in the cloud, not in our log. ``unseen``: in our log, not in the cloud. ``open``: intents without an
-    outcome whose call the cloud doesn't show either. ``pending``: too near an edge to judge.
+    """``unexplained``: in the cloud, not in our log. ``unseen``: in our log, not in the cloud. ``open``: intents
+    without an outcome whose call the cloud doesn't show either. ``pending``: too near an edge to judge.
     """
 
     matched: int = 0
@@ -68,7 +68,7 @@ def cloudtrail(path: Path) -> Iterator[Call]:
 
 
 def key_vault(path: Path) -> Iterator[Call]:
-    """Key uses of a Key Vault log (JSON with ``records``, an array, or a record a line; plain or gzip). Raises ValueError."""
+    """Key uses of a Key Vault log (``records``, an array, or a record a line; plain or gzip). Raises ValueError."""
     for record in _records(path, "records"):
         properties = record.get("properties") or {}
         if record.get("category", "AuditEvent") != "AuditEvent" or record.get("operationName") not in AZURE_USES:
@@ -96,7 +96,7 @@ def events_of(path: Path) -> Iterator[dict[str, Any]]:
 def reconcile(
     events: Iterable[dict[str, Any]], calls: Iterable[Call], *, prefix: str, key: str | None, delay: timedelta
 ) -> Differences:
-    """``prefix``: how the KEKs of this cloud begin; ``key``: only this KEK; ``delay``: how late the cloud may deliver."""
+    """``prefix``: how this cloud's KEKs begin; ``key``: only this KEK; ``delay``: how late the cloud may deliver."""
     intents: dict[str, dict[str, Any]] = {}
     outcomes: dict[str, dict[str, Any]] = {}
     answered: set[str] = set()
@@ -197,12 +197,12 @@ def _records(path: Path, name: str) -> Iterator[dict[str, Any]]:
     records = loaded.get(name, [loaded]) if isinstance(loaded, dict) else loaded
     for record in records:
         if not isinstance(record, dict):
-            raise ValueError(f"{path}: not a log of that kind")  # noqa: TRY004  what is wrong is the file
+            raise ValueError(f"{path}: not a log of that kind")
         yield from record[name] if isinstance(record.get(name), list) else [record]
 
 
 def _time(text: str) -> datetime:
-    moment = datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]+", r"\1", text).replace("Z", "+00:00"))
+    moment = datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]+", r"\1", text))
     if moment.tzinfo is None:
         raise ValueError("a time without a zone")
     return moment

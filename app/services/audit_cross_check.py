@@ -1,7 +1,7 @@
 """Cross-check: what is stored against what the log says was sealed.
 
-Who can write rows can't forge a ciphertext, but he can put an old row back whole, or delete one. Its version, the turn's
-number or the container's commit number then contradicts the log, whose leaves he can't change.
+Who can write rows can't forge a ciphertext, but he can put an old row back whole, or delete one. Its version, the
+turn's number or the container's commit number then contradicts the log, whose leaves he can't change.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class _Log:
         erased = event["action"] in ERASED and event.get("detail", {}).get("step") != "requested"
         if "commit" in event or erased:
             self.events += 1
-            kept = {name: event[name] for name in ("action", "objects", "turns", "commit") if name in event}
+            kept: dict[str, Any] = {
+                name: event[name] for name in ("action", "objects", "turns", "commit") if name in event
+            }
             last = (1 << 60) if erased else event["commit"]
             self._steps.setdefault(event["container"], []).append((last, self.events, kept))
 

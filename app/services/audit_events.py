@@ -64,7 +64,7 @@ def entry_of(row: Any, region: str) -> tuple[dict[str, Any], bytes, str | None]:
 
 
 def replacement(row: Any, region: str, fault: str) -> dict[str, Any]:
-    """What stands for a row that can't be encoded: its action, outcome and sequence, the fault, and a hash of its facts."""
+    """What stands for a row that can't be encoded: its action, outcome, sequence, the fault, a hash of its facts."""
     ident: UUID = row["id"]
     action, outcome = row["action"], row["outcome"]
     detail: dict[str, str | int] = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
-
-import asyncio
-import time
 
 import orjson
 
@@ -32,8 +31,8 @@ SETTLE_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to export. A period gives the smallest range of leaves with all its events; ``first`` resumes. ``known``: sizes
-    of checkpoints that the reader kept, each of which gets its proof of consistency.
+    """What to export. A period gives the smallest range of leaves with all its events; ``first`` resumes. ``known``:
+    sizes of checkpoints that the reader kept, each of which gets its proof of consistency.
     """
 
     form: str

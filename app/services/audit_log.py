@@ -90,7 +90,7 @@ class AuditLog:
         self._reading = reading
 
     async def query(self, caller: Caller, query: Query, trace: Trace) -> tuple[list[bytes], Found | None]:
-        """Canonical JSON of up to ``query.limit`` events, and the place to go on behind where there are more, or None."""
+        """Canonical JSON of up to ``query.limit`` events, and the place to go on behind if there are more."""
         used = [name for name in FILTERS if getattr(query, name) is not None]
         wide = replace(query, limit=query.limit + 1)
         async with self._reading.act(caller, trace, "audit.query", snapshot=True, filters=",".join(used)) as (

@@ -1,6 +1,6 @@
 """Posting to tenants' receivers: HTTPS only, to public addresses only, to the address that was judged and no other.
 
-A receiver's name is resolved for each connection by a resolver that leaves out what isn't public, and the connection goes
+A receiver's name is resolved for each connection by a resolver that refuses what isn't public, and the connection goes
 to what it answered. So a name that changes its mind between check and use (DNS rebinding) gains nothing. Redirects are
 not followed and the environment's proxies are not used.
 """
@@ -28,12 +28,12 @@ MAX_URL: Final = 2048
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
-class NotDelivered(Exception):  # noqa: N818
+class NotDelivered(Exception):
     """The receiver didn't take it. The text is a code for the stream's health: it holds nothing of the receiver's."""
 
 
 def is_public(address: str) -> bool:
-    """Whether a receiver may stand there: no loopback, link-local (where clouds keep credentials), private or special one."""
+    """Whether a receiver may stand there: no loopback, private, special or link-local one (cloud metadata)."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -52,14 +52,14 @@ def check_url(url: str, *, private: bool) -> None:
         raise InvalidRequest("The receiver's URL is malformed.", "url") from None
     if parts.scheme != "https" or not host or parts.username is not None or parts.fragment or len(url) > MAX_URL:
         raise InvalidRequest("A receiver needs an https URL without credentials and fragment.", "url")
-    literal = ":" in host or re.fullmatch(r"[0-9a-fx.]+", host) is not None and host.rpartition(".")[2][:1].isdigit()
+    literal = ":" in host or (re.fullmatch(r"[0-9a-fx.]+", host) is not None and host.rpartition(".")[2][:1].isdigit())
     if not url.isascii() or not url.isprintable() or not (literal or _HOST.fullmatch(host)):
         raise InvalidRequest("The receiver's URL is malformed.", "url")
     if private:
         return
     if port not in {None, 443, 8443} or (literal and not is_public(host)):
         raise InvalidRequest("A receiver must have a public address, and port 443 or 8443.", "url")
-    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) or "." not in host and not literal:
+    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) or ("." not in host and not literal):
         raise InvalidRequest("A receiver must have a public name.", "url")
 
 
@@ -96,7 +96,7 @@ class _PublicOnly(AbstractResolver):
 
 
 class Receivers:
-    """One HTTP client for all streams. ``private`` allows private addresses, for development; ``authorities``: a PEM file."""
+    """One HTTP client for all streams. ``private`` allows private addresses (development); ``authorities``: PEM."""
 
     def __init__(self, *, private: bool, authorities: Path | None = None) -> None:
         self.private = private

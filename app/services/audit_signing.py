@@ -24,13 +24,13 @@ from app.store.audit_tree import Connection, Head
 BATCH: Final = 64
 
 
-class Forked(Exception):  # noqa: N818
+class Forked(Exception):
     """A stored tree doesn't extend what was signed: it was restored from a backup, or rewritten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """``name`` is the signing key's, and the start of every origin: ``<name>/<tenant>``, from epoch 2 on ``…/<epoch>``."""
+    """``name`` is the signing key's, and the start of every origin: ``<name>/<tenant>``, from epoch 2 ``…/<epoch>``."""
 
     name: str
 

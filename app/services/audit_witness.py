@@ -1,6 +1,6 @@
-"""The high-water mark of every log, outside the database: what was signed, so that nothing else is ever signed beside it.
+"""The high-water mark of every log, outside the database: what was signed, so that nothing contradicts it later.
 
-``witness.log`` is appended to and fsynced before a checkpoint is published. A line is ``<origin> <size> <base64 root>``.
+``witness.log`` is appended to and fsynced before a checkpoint is published. A line: ``<origin> <size> <base64 root>``.
 Workers share the file through a lock that the kernel frees when its holder dies. A line that a crash cut off has no
 newline and counts as not written: its checkpoint was not published either.
 """
@@ -34,7 +34,7 @@ class WitnessError(Exception):
 
 
 class Witness:
-    """``async with witness.locked(): ... witness.append(...)``. What ``latest`` answers is true while the lock is held."""
+    """``async with witness.locked(): ... witness.append(...)``. ``latest`` is true while the lock is held."""
 
     def __init__(self, folder: Path, compact_bytes: int = COMPACT_BYTES) -> None:
         self._folder = folder
@@ -55,7 +55,7 @@ class Witness:
             except OSError as error:
                 raise WitnessError(f"the witness folder can't be used: {error.strerror}") from None
             try:
-                while not _try_lock(descriptor):
+                while not _try_lock(descriptor):  # noqa: ASYNC110  another process holds it
                     await asyncio.sleep(0.01)
                 await asyncio.to_thread(self._catch_up)
                 yield

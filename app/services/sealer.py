@@ -74,7 +74,7 @@ class _Batch:
 
 
 class Sealer:
-    """``start`` once; ``leading`` tells whether this worker seals. ``also``: work that only the leader does, each poll."""
+    """``start`` once; ``leading`` tells whether this worker seals. ``also``: the leader's further work, each poll."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Sealer:
     async def _lead(self) -> None:
         connection = await self._connect()
         try:
-            while not await rows.try_lead(connection):
+            while not await rows.try_lead(connection):  # noqa: ASYNC110  another process leads
                 await asyncio.sleep(POLL_SECONDS)
             self._reset()
             self.leading = True

@@ -1,7 +1,7 @@
 """Audit streams: sealed events pushed to a tenant's receiver, in order, at least once, for as long as seven days.
 
-A delivery is a POST of leaf entries, one a line, signed with the stream's own secret. Its id is the stream's and the first
-leaf's, so a receiver that has seen a delivery before recognises it. The next one leaves only after this one was taken.
+A delivery is a POST of leaf entries, one a line, signed with the stream's own secret. Its id is the stream's and the
+first leaf's, so that a receiver recognises a repeated one. The next one leaves only after this one was taken.
 The secret is derived from the cell's secret and the stream's id: it is shown once and stored nowhere.
 """
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from typing_extensions import override
+
 from app.store.audit_tree import Connection
 
 JOURNAL: Final = (
@@ -23,6 +25,18 @@ TAIL: Final = (
     " AND j.flush > coalesce(m.flush, 0)"
 )
 """What the sealer has not come to. Before ``swept_to`` everything is sealed, unless a clock jumped."""
+
+
+SUMMARY: Final = (
+    "SELECT CASE grouping(action, purpose, principal, outcome, day) WHEN 15 THEN 'action' WHEN 23 THEN 'purpose'"  # noqa: S608
+    " WHEN 27 THEN 'principal' WHEN 29 THEN 'outcome' ELSE 'day' END AS dimension,"
+    " coalesce(action, purpose, principal::text, outcome, day::text) AS value, count(*) AS events FROM ("
+    " SELECT action, purpose, principal, outcome, (time AT TIME ZONE 'UTC')::date AS day FROM confide_audit.event"
+    "  WHERE tenant_id = $1 AND time >= $2 AND time < $3"
+    " UNION ALL SELECT j.action, j.facts::jsonb ->> 'purpose', (j.facts::jsonb ->> 'principal')::uuid, j.outcome,"
+    "  (j.time AT TIME ZONE 'UTC')::date" + TAIL + " AND j.time >= $2 AND j.time < $3"
+    ") e GROUP BY GROUPING SETS ((action), (purpose), (principal), (outcome), (day)) ORDER BY 1, 3 DESC, 2"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,7 @@ class _Where:
         self.arguments.append(count)
         return f" LIMIT ${len(self.arguments)}"
 
+    @override
     def __str__(self) -> str:
         return "".join(f" AND {condition}" for condition in self.conditions)
 
@@ -146,20 +161,8 @@ async def any_unsealed(connection: Connection, tenant: UUID, until: datetime | N
 
 
 async def summary(connection: Connection, tenant: UUID, since: datetime, until: datetime) -> Sequence[Any]:
-    """Counts, a row for each value of each dimension; ``dimension`` names it, ``value`` is None where an event has none."""
-    return await connection.fetch(
-        "SELECT CASE grouping(action, purpose, principal, outcome, day) WHEN 15 THEN 'action' WHEN 23 THEN 'purpose'"
-        " WHEN 27 THEN 'principal' WHEN 29 THEN 'outcome' ELSE 'day' END AS dimension,"
-        " coalesce(action, purpose, principal::text, outcome, day::text) AS value, count(*) AS events FROM ("
-        " SELECT action, purpose, principal, outcome, (time AT TIME ZONE 'UTC')::date AS day FROM confide_audit.event"
-        "  WHERE tenant_id = $1 AND time >= $2 AND time < $3"
-        " UNION ALL SELECT j.action, j.facts::jsonb ->> 'purpose', (j.facts::jsonb ->> 'principal')::uuid, j.outcome,"
-        f"  (j.time AT TIME ZONE 'UTC')::date {TAIL} AND j.time >= $2 AND j.time < $3"
-        ") e GROUP BY GROUPING SETS ((action), (purpose), (principal), (outcome), (day)) ORDER BY 1, 3 DESC, 2",
-        tenant,
-        since,
-        until,
-    )
+    """Counts, a row for each value of each ``dimension``; ``value`` is None where an event has none."""
+    return await connection.fetch(SUMMARY, tenant, since, until)
 
 
 async def counts(connection: Connection, since: datetime, until: datetime) -> Sequence[Any]:

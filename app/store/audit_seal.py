@@ -18,7 +18,7 @@ Connection: TypeAlias = "asyncpg.Connection[Any]"
 LEADER_LOCK: Final = 7_203_553
 
 
-class LostRace(Exception):  # noqa: N818
+class LostRace(Exception):
     """Somebody else moved a log's head: this sealer isn't the leader, or its picture is old."""
 
 
@@ -89,8 +89,9 @@ async def grow(connection: Connection, before: Head, after: Frontier) -> None:
     """Move a log's head; a new log's ``before`` has size 0. Raises LostRace."""
     if before.size == 0:
         done = await connection.execute(
-            "INSERT INTO confide_audit.log AS l (tenant_id, epoch, size, frontier, sealed_at) VALUES ($1, $2, $3, $4, now())"
-            " ON CONFLICT (tenant_id, epoch) DO UPDATE SET size = EXCLUDED.size, frontier = EXCLUDED.frontier,"
+            "INSERT INTO confide_audit.log AS l (tenant_id, epoch, size, frontier, sealed_at)"
+            " VALUES ($1, $2, $3, $4, now()) ON CONFLICT (tenant_id, epoch) DO UPDATE"
+            " SET size = EXCLUDED.size, frontier = EXCLUDED.frontier,"
             " sealed_at = EXCLUDED.sealed_at WHERE l.size = 0",
             before.tenant,
             before.epoch,
@@ -118,8 +119,8 @@ async def insert_leaves(connection: Connection, leaves: Sequence[Leaf]) -> None:
         for name in ("principal", "api_key", "container", "kek", "kms_request_id", "purpose")
     )
     await connection.execute(
-        "INSERT INTO confide_audit.event (tenant_id, epoch, leaf, sealed_at, id, time, action, outcome, principal, api_key,"
-        " container, kek, kms_request_id, purpose, entry)"
+        "INSERT INTO confide_audit.event (tenant_id, epoch, leaf, sealed_at, id, time, action, outcome, principal,"
+        " api_key, container, kek, kms_request_id, purpose, entry)"
         " SELECT a.tenant, a.epoch, a.leaf, l.sealed_at, a.id, a.time, a.action, a.outcome, a.principal, a.api_key,"
         " a.container, a.kek, a.kms_request_id, a.purpose, a.entry"
         " FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::uuid[], $5::timestamptz[], $6::text[], $7::text[],"

@@ -41,8 +41,9 @@ async def every(connection: Connection, tenant: UUID) -> list[Any]:
     return list(
         await connection.fetch(
             "SELECT s.*, (SELECT coalesce(sum(CASE WHEN l.epoch = s.epoch THEN greatest(l.size - s.next_leaf, 0)"
-            " ELSE l.size END), 0) FROM confide_audit.log l WHERE l.tenant_id = s.tenant_id AND l.epoch >= s.epoch)::bigint"
-            " AS waiting FROM confide_audit.stream s WHERE s.tenant_id = $1 AND s.deleted_at IS NULL ORDER BY s.id",
+            " ELSE l.size END), 0) FROM confide_audit.log l WHERE l.tenant_id = s.tenant_id"
+            " AND l.epoch >= s.epoch)::bigint AS waiting"
+            " FROM confide_audit.stream s WHERE s.tenant_id = $1 AND s.deleted_at IS NULL ORDER BY s.id",
             tenant,
         )
     )
@@ -66,8 +67,8 @@ async def next_events(connection: Connection, stream: Any, limit: int) -> list[A
     """(leaf, id, sealed_at, entry) of the next events of the stream's epoch, in order."""
     return list(
         await connection.fetch(
-            "SELECT leaf, id, sealed_at, entry FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2 AND leaf >= $3"
-            " ORDER BY leaf LIMIT $4",
+            "SELECT leaf, id, sealed_at, entry FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2"
+            " AND leaf >= $3 ORDER BY leaf LIMIT $4",
             stream["tenant_id"],
             stream["epoch"],
             stream["next_leaf"],
@@ -79,7 +80,8 @@ async def next_events(connection: Connection, stream: Any, limit: int) -> list[A
 async def first_since(connection: Connection, stream: Any, since: datetime) -> int | None:
     """The first leaf of the stream's epoch that was sealed at that time or later."""
     found: int | None = await connection.fetchval(
-        "SELECT min(leaf) FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2 AND leaf >= $3 AND sealed_at >= $4",
+        "SELECT min(leaf) FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2 AND leaf >= $3"
+        " AND sealed_at >= $4",
         stream["tenant_id"],
         stream["epoch"],
         stream["next_leaf"],
@@ -91,8 +93,8 @@ async def first_since(connection: Connection, stream: Any, since: datetime) -> i
 async def move(connection: Connection, stream: Any, epoch: int, next_leaf: int, dropped: int = 0) -> None:
     """Go on from there. Only from where the stream stood: never back."""
     await connection.execute(
-        "UPDATE confide_audit.stream SET epoch = $3, next_leaf = $4, dropped = dropped + $7 WHERE tenant_id = $1 AND id = $2"
-        " AND epoch = $5 AND next_leaf = $6",
+        "UPDATE confide_audit.stream SET epoch = $3, next_leaf = $4, dropped = dropped + $7"
+        " WHERE tenant_id = $1 AND id = $2 AND epoch = $5 AND next_leaf = $6",
         stream["tenant_id"],
         stream["id"],
         epoch,

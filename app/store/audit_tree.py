@@ -99,8 +99,8 @@ async def checkpoints(connection: Connection, tenant: UUID, epoch: int, below: i
     """Checkpoints below that size, largest first."""
     return list(
         await connection.fetch(
-            "SELECT epoch, size, root, note, signed_at FROM confide_audit.checkpoint WHERE tenant_id = $1 AND epoch = $2"
-            " AND ($3::bigint IS NULL OR size < $3) ORDER BY size DESC, signed_at DESC LIMIT $4",
+            "SELECT epoch, size, root, note, signed_at FROM confide_audit.checkpoint WHERE tenant_id = $1"
+            " AND epoch = $2 AND ($3::bigint IS NULL OR size < $3) ORDER BY size DESC, signed_at DESC LIMIT $4",
             tenant,
             epoch,
             below,
@@ -149,8 +149,8 @@ async def span(
 ) -> tuple[int, int] | None:
     """The smallest range of leaves with every stored event of the period; None where there is none."""
     row = await connection.fetchrow(
-        "SELECT min(leaf) AS first, max(leaf) + 1 AS beyond FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2"
-        " AND ($3::timestamptz IS NULL OR time >= $3) AND ($4::timestamptz IS NULL OR time < $4)",
+        "SELECT min(leaf) AS first, max(leaf) + 1 AS beyond FROM confide_audit.event WHERE tenant_id = $1"
+        " AND epoch = $2 AND ($3::timestamptz IS NULL OR time >= $3) AND ($4::timestamptz IS NULL OR time < $4)",
         tenant,
         epoch,
         since,
@@ -165,7 +165,8 @@ async def leaves(connection: Connection, tenant: UUID, epoch: int, first: int, e
         await connection.fetch(
             "SELECT n.index AS leaf, e.entry, n.hash FROM confide_audit.node n LEFT JOIN confide_audit.event e"
             " ON e.tenant_id = $1 AND e.epoch = $2 AND e.leaf = n.index AND e.leaf >= $3 AND e.leaf < $4"
-            " WHERE n.tenant_id = $1 AND n.epoch = $2 AND n.level = 0 AND n.index >= $3 AND n.index < $4 ORDER BY n.index",
+            " WHERE n.tenant_id = $1 AND n.epoch = $2 AND n.level = 0 AND n.index >= $3 AND n.index < $4"
+            " ORDER BY n.index",
             tenant,
             epoch,
             first,

@@ -74,7 +74,7 @@ async def by_hand(cell: Cell) -> AsyncIterator[Any]:
         return sealer
 
     try:
-        while not await audit_seal.try_lead(connection):
+        while not await audit_seal.try_lead(connection):  # noqa: ASYNC110  the worker's sealer is ending
             await asyncio.sleep(0.05)
         yield seal
     finally:

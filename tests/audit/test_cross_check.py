@@ -59,12 +59,13 @@ async def test_g2_an_honest_store_agrees_with_its_log_before_and_after_sealing(c
 
 
 PLANTED = {
-    "object-version": "UPDATE confide.context_object SET version = id WHERE container_id = '{session}' AND id = '{item}'",
-    "object-missing": "DELETE FROM confide.context_object WHERE container_id = '{session}' AND id = '{item}'",
+    "object-version": "UPDATE confide.context_object SET version = id WHERE container_id = '{session}' {item}",
+    "object-missing": "DELETE FROM confide.context_object WHERE container_id = '{session}' {item}",
     "commit-number": "UPDATE confide.container SET commit_number = commit_number - 1 WHERE id = '{session}'",
     "container-missing": "DELETE FROM confide.container WHERE id = '{session}'",
     "turn-missing": "DELETE FROM confide.turn WHERE container_id = '{session}' AND number = 1",
-    "turn-removed": "UPDATE confide.turn SET removed_at = now(), body = NULL WHERE container_id = '{session}' AND number = 1",
+    "turn-removed": "UPDATE confide.turn SET removed_at = now(), body = NULL"
+    " WHERE container_id = '{session}' AND number = 1",
     "turn-head": "UPDATE confide.container SET turn_head = turn_head - 1 WHERE id = '{session}'",
 }
 
@@ -78,7 +79,7 @@ async def test_g2_a_row_put_back_or_deleted_behind_the_services_back_is_named(
     session = first["session"]["id"]
     async with superuser(cell.url) as admin:
         item = await admin.fetchval("SELECT id FROM confide.context_object WHERE container_id = $1 LIMIT 1", session)
-        await admin.execute(PLANTED[kind].format(session=session, item=item))
+        await admin.execute(PLANTED[kind].format(session=session, item=f"AND id = '{item}'"))
     assert kind in await kinds(cell, tenant)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import orjson
+
 from app.audit import verify as verifier
-from tests.audit.conftest import a_turn, sealed, verifier_keys
+from tests.audit.conftest import a_turn, events, sealed, verifier_keys
 from tests.cell import Cell, Tenant
 
 
@@ -31,3 +35,77 @@ async def test_g4_an_export_through_the_api_verifies_offline(cell: Cell, tenant:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("VERIFIED")
+
+
+async def test_g4_the_pages_commands_verify_without_our_tool(cell: Cell, tenant: Tenant, tmp_path: Path) -> None:
+    await a_turn(tenant)
+    await sealed(cell, tenant)
+    export = await tenant.auditor.get("/v1/audit/export")
+    (tmp_path / "EXPORT").write_bytes(export.content)
+    page = (Path(__file__).parents[2] / "docs" / "auditors.md").read_text()
+    commands = page.split("## Verify without our tool")[1].split("```sh\n")[1].split("```")[0]
+    environment = os.environ | {"VKEY": (await verifier_keys(tenant))[0]}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["sh", "-ec", commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said, leaf, stored = done.stdout.split("\n")[:3]
+    assert said == "Signature Verified Successfully", done.stdout + done.stderr
+    assert leaf == stored
+
+
+async def test_an_export_resumes_where_it_broke_off(cell: Cell, tenant: Tenant) -> None:
+    for number in range(4):
+        await a_turn(tenant, number)
+    await sealed(cell, tenant)
+    whole = (await tenant.auditor.get("/v1/audit/export")).content.splitlines()
+    middle = len([line for line in whole if line.startswith(b"{")]) // 2
+    rest = await tenant.auditor.get("/v1/audit/export", params={"first": middle})
+    report = verifier.verify(rest.content.splitlines(), await verifier_keys(tenant))
+    assert (report.exit_code, report.first) == (0, middle)
+    events_of_whole = [line for line in whole if line.startswith(b"{")]
+    events_of_rest = [line for line in rest.content.splitlines() if line.startswith(b"{")]
+    assert events_of_rest[: len(events_of_whole) - middle] == events_of_whole[middle:]
+
+
+async def test_an_export_of_a_period_holds_every_event_of_it(cell: Cell, tenant: Tenant) -> None:
+    for number in range(4):
+        await a_turn(tenant, number)
+    everything = await events(tenant, order="oldest")
+    since, until = everything[2]["time"], everything[-2]["time"]
+    export = await tenant.auditor.get("/v1/audit/export", params={"from": since, "to": until})
+    exported = {orjson.loads(line)["id"] for line in export.content.splitlines() if line.startswith(b"{")}
+    assert {event["id"] for event in everything if since <= event["time"] < until} <= exported
+    assert verifier.verify(export.content.splitlines(), await verifier_keys(tenant)).exit_code == 0
+
+
+async def test_an_ocsf_export_carries_the_leaf_entries(cell: Cell, tenant: Tenant) -> None:
+    await a_turn(tenant)
+    plain = [line for line in (await tenant.auditor.get("/v1/audit/export")).content.splitlines() if line[:1] == b"{"]
+    ocsf = (await tenant.auditor.get("/v1/audit/export", params={"format": "ocsf"})).content.splitlines()
+    raw = [orjson.loads(line)["raw_data"].encode() for line in ocsf]
+    assert raw[: len(plain)] == plain
+    assert {orjson.loads(line)["class_uid"] for line in ocsf} == {6005}
+
+
+async def test_g3_reading_and_exporting_the_log_are_events_of_it(cell: Cell, tenant: Tenant) -> None:
+    await sealed(cell, tenant)
+    await tenant.auditor.get("/v1/audit/export")
+    await tenant.auditor.get("/v1/audit/checkpoint")
+    assert len(await events(tenant, action="audit.export")) == 1
+    assert any(event["detail"].get("what") == "checkpoint" for event in await events(tenant, action="audit.query"))
+
+
+async def test_g11_an_auditor_reads_the_log_and_no_context(tenant: Tenant) -> None:
+    assert (await tenant.auditor.get("/v1/audit/summary")).status_code == 200
+    refused = await tenant.auditor.post("/v1/load", json={"external_id": "call-1"})
+    assert refused.status_code == 403
+    assert (
+        await tenant.auditor.post("/v1/audit/streams", json={"url": "https://a.example/", "region": "x"})
+    ).status_code == 403
+    assert (await tenant.runtime.get("/v1/audit/events")).status_code == 403

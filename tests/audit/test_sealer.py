@@ -6,6 +6,7 @@ import asyncio
 import time
 from base64 import b64decode
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -150,7 +151,7 @@ async def test_g4_checkpoints_stay_consistent_across_restarts(database: str, tmp
             opened = [Checkpoint.open(note, [key]) for note in notes]
             sizes = [checkpoint.size for checkpoint in opened]
             assert sizes == sorted(set(sizes))
-            for old, new in zip(opened, opened[1:], strict=False):
+            for old, new in pairwise(opened):
                 proof = (
                     await tenant.auditor.get("/v1/audit/proof/consistency", params={"from": old.size, "to": new.size})
                 ).json()["proof"]
@@ -274,7 +275,8 @@ async def test_g4_a_proof_from_altered_rows_is_refused_as_tampering(cell: Cell, 
     verify_inclusion(proof["leaf"], proof["size"], leaf_hash(proof["entry"].encode()), path, signed.root)
     async with superuser(cell.url, replica=True) as admin:
         await admin.execute(
-            "UPDATE confide_audit.event SET entry = convert_to(replace(convert_from(entry, 'UTF8'), 'seq', 'sex'), 'UTF8')"
+            "UPDATE confide_audit.event SET entry ="
+            " convert_to(replace(convert_from(entry, 'UTF8'), 'seq', 'sex'), 'UTF8')"
             " WHERE id = $1",
             UUID(event),
         )

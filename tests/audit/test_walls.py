@@ -126,10 +126,11 @@ async def test_g4_a_month_of_events_goes_only_whole_expired_signed_and_exported(
         await admin.execute("SELECT confide_audit.make_event_partitions(($1::date - interval '2 years')::date)", month)
         for table in ("event", "event_object"):
             await admin.execute(
-                f"UPDATE confide_audit.{table} SET sealed_at = sealed_at - interval '2 years', time = time - interval '2 years'"
+                f"UPDATE confide_audit.{table} SET sealed_at = sealed_at - interval '2 years',"
+                " time = time - interval '2 years'"
             )
         old = await admin.fetchval("SELECT ($1::date - interval '2 years')::date", month)
-        with pytest.raises(asyncpg.RaiseError, match="no checkpoint|not exported"):
+        with pytest.raises(asyncpg.RaiseError, match=r"no checkpoint|not exported"):
             await admin.fetch("SELECT * FROM confide_audit.drop_event_partition($1)", old)
         for log in await admin.fetch("SELECT tenant_id, epoch, size FROM confide_audit.log"):
             await cell.parts.services.audit.signing.checkpoint(log["tenant_id"])
