@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app import __version__
-from app.cli import audit, backup, control, migrate, operator, replay, serve
+from app.cli import audit, backup, control, keys, migrate, operator, replay, serve
 from app.cli.output import FAILED, CommandError, complain
 from app.cli.postgres import Postgres
 from app.config import ConfigError
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_parser(commands, start_postgres)
     migrate.add_parser(commands)
     control.add_parsers(commands)
+    keys.add_parser(commands)
     operator.add_parser(commands)
     replay.add_parser(commands)
     audit.add_parser(commands)

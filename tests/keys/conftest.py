@@ -56,4 +56,3 @@ async def two_workers(database: str, tmp_path: Path, world: World) -> AsyncItera
         running_cell(database, tmp_path / "state", kms) as second,
     ):
         yield first, second
-
