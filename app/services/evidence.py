@@ -24,8 +24,9 @@ from app.store.ledger import Ledger, Transaction
 
 READ_ME: Final = (
     "Each .note is a signed note (C2SP signed-note, Ed25519): its second line is the evidence as canonical JSON.\n"
-    "verifier.txt has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself, export\n"
-    'it (GET /v1/audit/export): confide audit verify EXPORT --key "$(cat verifier.txt)" --checkpoint checkpoint.txt\n'
+    "verifier.txt has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself,\n"
+    "export it (GET /v1/audit/export) and run:\n"
+    '  confide audit verify EXPORT --key "$(cat verifier.txt)" --checkpoint checkpoint.txt\n'
 )
 
 

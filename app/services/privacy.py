@@ -143,7 +143,7 @@ def assemble(needs: Needs) -> Privacy:
 
 
 class Watch:
-    """Overdue alarms and deliveries every few seconds, detections every minute; one worker of the cell does the work."""
+    """Overdue alarms and deliveries every few seconds, detections every minute; one worker of the cell at a time."""
 
     def __init__(self, incidents: Incidents, outbox: Outbox, detections: Detections, receivers: Receivers) -> None:
         self._incidents = incidents

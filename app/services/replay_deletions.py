@@ -1,4 +1,4 @@
-"""After a restore, before anybody is served: what was erased since the backup is erased again, and ends are recomputed."""
+"""After a restore, before anybody is served: erase again what was erased since, and recompute every end of life."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The signed account of every opening of a period, by purpose, principal, action and region.
 
-It is computed from sealed events only, holds nothing that depends on when it is asked for, and Ed25519 is deterministic:
-the same period gives the same bytes. Each range of leaves says what it was computed from, and the sums equal its counts.
+It is computed from sealed events only, holds nothing that depends on when it is asked for, and Ed25519 is
+deterministic: the same period gives the same bytes. The ranges of leaves say what it was computed from, and the sums
+equal their counts.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from app.store import privacy_records as rows
 
 LONGEST: Final = timedelta(days=400)
 USE: Final = (
-    "Context is opened for the purposes listed here and no other. Training a model is not among the purposes that exist,"
-    " and no setting can add one."
+    "Context is opened for the purposes listed here and no other. Training a model is not among the purposes that"
+    " exist, and no setting can add one."
 )
 
 

@@ -1,7 +1,7 @@
 """What the operator of this deployment states in public, and which tenant has accepted which version of it.
 
-The statement is a YAML file of the deployment (``CONFIDE_TRUST_FILE``); what the software itself knows (region, encryption,
-retention, incident clock, purposes) is not in it and can't be stated wrongly there.
+The statement is a YAML file of the deployment (``CONFIDE_TRUST_FILE``); what the software itself knows (region,
+encryption, retention, incident clock, purposes) is not in it and can't be stated wrongly there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
+# ruff: noqa: S608  what is put into the texts are constants of this module
 """The queries behind the evidence. Each answers its population, and the ids of what breaks the control (100 at most).
 
-$1 is the tenant, $2 and $3 the period. A query that looks at the present state ignores the period and says so in its text.
+$1 is the tenant, $2 and $3 the period. A query that looks at the present state ignores the period.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ CHECKS: Final[dict[str, Check]] = {
     "container-keys": Check(
         "Has every container a key of its own, under a root key that is in use?",
         "SELECT count(*) FROM confide.container WHERE tenant_id = $1",
-        "SELECT c.id FROM confide.container c WHERE c.tenant_id = $1 AND NOT EXISTS (SELECT FROM confide.container_key k"
+        "SELECT c.id FROM confide.container c WHERE c.tenant_id = $1 AND NOT EXISTS (SELECT FROM"
+        " confide.container_key k"
         " JOIN confide_keys.root_key r ON r.tenant_id = k.tenant_id AND r.generation = k.trk_generation"
         " AND r.state <> 'destroyed' WHERE k.tenant_id = c.tenant_id AND k.container_id = c.id"
         " AND k.generation = c.ck_generation)",
@@ -110,14 +112,16 @@ CHECKS: Final[dict[str, Check]] = {
     "retention": Check(
         "Is nothing stored for longer than five minutes beyond its end, unless it is held?",
         "SELECT count(*) FROM confide.container WHERE tenant_id = $1",
-        "SELECT id FROM confide.container WHERE tenant_id = $1 AND NOT hold AND expires_at < now() - interval '5 minutes'",
+        "SELECT id FROM confide.container WHERE tenant_id = $1 AND NOT hold AND expires_at < now() - interval '5"
+        " minutes'",
     ),
     "erasures": Check(
         "Was every erasure that was asked for in the period done in time, with a receipt?",
         "SELECT count(*) FROM confide.job WHERE tenant_id = $1 AND kind = 'erasure' AND created_at >= $2"
         " AND created_at < $3",
         "SELECT j.id FROM confide.job j WHERE j.tenant_id = $1 AND j.kind = 'erasure' AND j.created_at >= $2"
-        " AND j.created_at < $3 AND (coalesce(j.finished_at, now()) > j.deadline OR j.state = 'failed' OR (j.state = 'done'"
+        " AND j.created_at < $3 AND (coalesce(j.finished_at, now()) > j.deadline OR j.state = 'failed' OR (j.state"
+        " = 'done'"
         " AND NOT EXISTS (SELECT FROM confide.attestation a WHERE a.tenant_id = $1 AND a.about = j.id)))",
     ),
     "erased-stays-erased": Check(
@@ -167,8 +171,10 @@ CHECKS: Final[dict[str, Check]] = {
     ),
     "customer-key": Check(
         "Does the customer's key stand above every root key, once it has been activated?",
-        "SELECT count(*) FROM confide_keys.binding WHERE tenant_id = $1 AND state IN ('active', 'unavailable', 'revoked')",
-        "SELECT b.id FROM confide_keys.binding b WHERE b.tenant_id = $1 AND b.state IN ('active', 'unavailable', 'revoked')"
+        "SELECT count(*) FROM confide_keys.binding WHERE tenant_id = $1 AND state IN ('active', 'unavailable',"
+        " 'revoked')",
+        "SELECT b.id FROM confide_keys.binding b WHERE b.tenant_id = $1 AND b.state IN ('active', 'unavailable',"
+        " 'revoked')"
         " AND EXISTS (SELECT FROM confide_keys.root_key r WHERE r.tenant_id = $1 AND r.state = 'active'"
         " AND r.customer_half IS NULL)",
     ),
@@ -197,7 +203,7 @@ async def run(tx: Transaction, check: Check, tenant: UUID, since: datetime, unti
     await tx.connection.execute(SEARCH)
     population: int = await tx.connection.fetchval(_bound(check.population), tenant, since, until)
     rows: Sequence[Any] = await tx.connection.fetch(
-        f"SELECT f.* FROM ({_bound(check.failures)}) f LIMIT {SHOWN}",  # noqa: S608  the texts above
+        f"SELECT f.* FROM ({_bound(check.failures)}) f LIMIT {SHOWN}",
         tenant,
         since,
         until,
@@ -207,7 +213,7 @@ async def run(tx: Transaction, check: Check, tenant: UUID, since: datetime, unti
 
 def _bound(sql: str) -> str:
     """All three parameters named with their types, whichever the query uses."""
-    return f"SELECT q.* FROM (SELECT $1::uuid, $2::timestamptz, $3::timestamptz) p, LATERAL ({sql}) q"  # noqa: S608
+    return f"SELECT q.* FROM (SELECT $1::uuid, $2::timestamptz, $3::timestamptz) p, LATERAL ({sql}) q"
 
 
 async def leaves(tx: Transaction, tenant: UUID, since: datetime, until: datetime) -> list[dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -106,7 +107,7 @@ async def hand_over_evidence(cell: Cell, tenant: Tenant, tmp_path: Path) -> None
     assert deletion["result"] == "kept"
     command = [sys.executable, "-m", "app.audit.verify", str(tmp_path / "log.export"), "--key", verifier, "--json"]
     command += ["--checkpoint", str(tmp_path / "evidence" / "checkpoint.txt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)
 
