@@ -16,7 +16,7 @@ BIN := .venv/bin
 key = $(shell { pwd; cat pyproject.toml $(1); } | cksum | cut -d' ' -f1)
 RUN := .venv/.run-$(call key,requirements-embedded.lock)
 DEV := .venv/.dev-$(call key,requirements-dev.lock)
-BENCH := .venv/.bench-$(call key,requirements-bench.lock)
+BENCH := .venv/.bench-$(call key,bench/peers/requirements.lock)
 
 # The first interpreter that is new enough and can make an environment.
 find_python = for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -42,8 +42,11 @@ $(RUN):
 $(DEV):
 	$(call install,requirements-dev.lock,.venv/.dev)
 
+# The benchmark's peers have an environment of their own: LangGraph's dependencies exclude versions that Confide needs.
 $(BENCH): $(DEV)
-	$(call install,requirements-bench.lock,.venv/.bench)
+	@$(BIN)/python -m venv --clear .venv/peers
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore .venv/peers/bin/python -m pip install -q --no-input --require-hashes -r bench/peers/requirements.lock
+	@rm -f .venv/.bench-* && touch $@
 
 # --- What a developer runs ---------------------------------------------------------------------------------------------
 .PHONY: help
@@ -84,6 +87,19 @@ check-imports: $(DEV) ## imports point one way
 .PHONY: check-image
 check-image: $(DEV) ## the Dockerfile, where its linter exists
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile && echo 'Dockerfile: no finding'; fi
+
+.PHONY: bench
+bench: $(BENCH) ## measure against baselines and peers (minutes); ARGS='--only main' for a part: see docs/performance.md
+	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: bench-full
+bench-full: $(BENCH) ## the same with 10,000 tenants and a million objects (an hour)
+	@$(BIN)/python -m bench --full $(ARGS)
+
+MINUTES ?= 60
+.PHONY: soak
+soak: $(DEV) ## an even load for MINUTES (60): the worker's memory must stay flat
+	@$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 .PHONY: fix
 fix: $(DEV) ## format, and mend what ruff can mend

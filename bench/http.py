@@ -32,10 +32,17 @@ class Http:
             lines.append(f"Authorization: Bearer {key}")
         self._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        length = next(
-            (int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0
-        )
-        return int(head[9:12]), await self._reader.readexactly(length)
+        named = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        if named.get("transfer-encoding") == "chunked":
+            return int(head[9:12]), await self._chunks()
+        return int(head[9:12]), await self._reader.readexactly(int(named.get("content-length", "0")))
+
+    async def _chunks(self) -> bytes:
+        body = b""
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
+            body += (await self._reader.readexactly(size + 2))[:-2]
+        await self._reader.readexactly(2)
+        return body
 
     async def json(self, verb: str, path: str, key: str | None, body: Any, *more: str) -> Any:
         """Raises RefusedError."""

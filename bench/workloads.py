@@ -48,14 +48,13 @@ def json_bytes(size: int, source: random.Random) -> bytes:
     """A JSON object of exactly ``size`` bytes, words and numbers, as context is."""
     words = ["city", "departure", "restaurant", "party", "evening", "balcony", "vegetarian", "two", "window", "Zürich"]
     members: dict[str, Any] = {}
-    text = b"{}"
-    while len(text) < size - 200:
-        for _ in range(1 + size // 8192):
-            members[f"slot_{len(members)}"] = [source.choice(words) for _ in range(6)] + [source.randrange(10**9)]
-        text = json.dumps(members, ensure_ascii=False).encode()
+    length = len('{"pad": ""}')
+    while length < size - 400:
+        name, value = f"slot_{len(members)}", [source.choice(words) for _ in range(6)] + [source.randrange(10**9)]
+        members[name] = value
+        length += len(json.dumps({name: value}, ensure_ascii=False).encode())  # braces for the comma and the space
     members["pad"] = ""
-    spare = size - len(json.dumps(members, ensure_ascii=False).encode())
-    members["pad"] = "x" * spare
+    members["pad"] = "x" * (size - len(json.dumps(members, ensure_ascii=False).encode()))
     return json.dumps(members, ensure_ascii=False).encode()
 
 
