@@ -12,16 +12,18 @@ from typing import Any
 
 from bench.cell import Subject
 from bench.peers.servers import Ready
-from bench.processes import HOST, ROOT, total_cpu
+from bench.processes import HOST, ROOT, own_cpu_seconds, total_cpu
 
 CONNECTIONS = 32
-Marks = dict[str, tuple[float, float]]
-"""CPU seconds of the service and of the database, at "begin" and at "end"."""
+Marks = dict[str, tuple[float, float, float]]
+"""CPU seconds of the service, of the database, and of the service's first process alone, at "begin" and at "end"."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """``service`` and ``database``: CPU microseconds a request."""
+    """``service`` and ``database``: CPU microseconds a request. ``first``: of the service's first process alone, which
+    is the worker where there is one; the rest is what the service does behind it, such as sealing the log.
+    """
 
     rate: float
     p50: float
@@ -30,6 +32,7 @@ class Measured:
     database: float
     generator: float
     detail: dict[str, Any]
+    first: float = 0.0
 
 
 class LoadError(Exception):
@@ -71,7 +74,9 @@ def _drive(
         process.stdin.close()
         for line in process.stdout:
             if line.strip() in {"begin", "end"}:
-                marks[line.strip()] = (total_cpu(service or [process.pid]), total_cpu(database))
+                pids = service or [process.pid]
+                own = sum(map(own_cpu_seconds, pids))
+                marks[line.strip()] = (total_cpu(pids), total_cpu(database), own)
     if process.returncode or len(marks) == 1:
         raise LoadError(f"{name}: the load generator failed")
     return json.loads(line), marks
@@ -82,5 +87,9 @@ def _measured(name: str, detail: dict[str, Any], marks: Marks) -> Measured:
     bad = sum(count for status, count in detail["statuses"].items() if int(status) >= 400)
     if bad > answers / 1000 or not detail["answers"]:
         raise LoadError(f"{name}: {bad} of {answers} refused: {detail['failure']}")
-    service, database = ((end - begin) / answers * 1e6 for begin, end in zip(marks["begin"], marks["end"], strict=True))
-    return Measured(detail["rate"], detail["p50"], detail["p99"], service, database, detail["generator_cpu"], detail)
+    service, database, first = (
+        (end - begin) / answers * 1e6 for begin, end in zip(marks["begin"], marks["end"], strict=True)
+    )
+    return Measured(
+        detail["rate"], detail["p50"], detail["p99"], service, database, detail["generator_cpu"], detail, first
+    )

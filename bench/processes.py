@@ -136,5 +136,13 @@ def uvicorn(
     return Server(name, command, log, port=port, env=env)
 
 
+def own_cpu_seconds(pid: int) -> float:
+    """Of this process alone."""
+    with suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
 def total_cpu(pids: Iterable[int]) -> float:
     return sum(cpu_seconds(pid) for pid in pids)

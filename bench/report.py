@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from html import escape
@@ -48,6 +49,26 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print(f"[yellow]{note}[/]")
     if results["checks"]:
         console.print(_checks(results))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of docs/performance.md."""
+    lines = [
+        "| workload | variant | × base | spread | requests/s | p50 ms | p99 ms | CPU µs: service (worker) + database |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | --- |",
+    ]
+    for group in results["groups"]:
+        for row in group["rows"]:
+            spread = row.get("ratio_spread")
+            ratio = f"{row['ratio']:.2f} | {spread[0]:.2f} – {spread[1]:.2f}" if spread else "1 |"
+            cpu = f"{row['service']:.0f} ({row.get('first', 0):.0f}) + {row['database']:.0f}"
+            rates = f"{row['rate']:,.0f} | {row['p50']:.2f} | {row['p99']:.2f}"
+            lines.append(f"| {group['title']} | {row['name']} | {ratio} | {rates} | {cpu} |")
+    lines += ["", "| target | wanted | measured | |", "| --- | --- | ---: | --- |"]
+    for check in results["checks"]:
+        verdict = "met" if check["met"] else "missed"
+        lines.append(f"| {check['name']} | {check['wanted']} | {check['measured']:.2f} | {verdict} |")
+    return "\n".join(lines)
 
 
 def _rates(results: dict[str, Any]) -> Table:
@@ -114,3 +135,8 @@ def _bar(name: str, row: dict[str, Any], y: int, left: int, scale: float) -> Seq
         f'<line x1="{left + low * scale:.1f}" x2="{left + high * scale:.1f}" y1="{y + 7}" y2="{y + 7}" stroke="#111"/>',
         f'<text x="{left + high * scale + 6:.1f}" y="{y + 12}" fill="#333">{ratio:.2f}</text>',
     )
+
+
+if __name__ == "__main__":  # python -m bench.report [results.json]: as Markdown
+    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "latest.json"
+    print(markdown(json.loads(chosen.read_text())))

@@ -12,7 +12,7 @@ from bench.measure import Measured
 def row(name: str, runs: Sequence[Measured], base: Sequence[Measured] | None = None) -> dict[str, Any]:
     """``base``: the same rounds of what it is compared with."""
     found: dict[str, Any] = {"name": name, "rounds": len(runs)}
-    for field in ("rate", "p50", "p99", "service", "database", "generator"):
+    for field in ("rate", "p50", "p99", "service", "first", "database", "generator"):
         values = sorted(getattr(run, field) for run in runs)
         found[field] = round(median(values), 3)
         found[f"{field}_spread"] = [round(values[0], 3), round(values[-1], 3)]
