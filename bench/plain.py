@@ -1,8 +1,8 @@
 """What a team without Confide's needs would write, well tuned: the baseline of every ratio.
 
 Bare ASGI on uvicorn, an asyncpg pool that doesn't reset its connections, prepared statements, one statement a request,
-committed durably. No encryption, no audit. It takes the requests that Confide takes, and stores rows as Confide does
-(BENCH_STORAGE=default: as PostgreSQL does by default).
+committed durably. No encryption, no audit. It takes the requests that Confide takes, and lays its rows out as Confide
+does, which is faster than PostgreSQL's defaults.
 """
 
 from __future__ import annotations
