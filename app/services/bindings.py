@@ -230,7 +230,8 @@ class Bindings:
                 raise Conflict("This binding seals the tenant's keys now. Activate another one first.")
             if row["state"] == "retired":
                 return row, {"root_keys": 0, "container_keys": 0, "index_keys": 0}
-            if row["state"] != "revoked" and await destroy_roots(act.tx, tenant):
+            # While a move is under way, a write that began before it may still bring a key under an old root key.
+            if not await job_rows.unfinished(act.tx, tenant, MOVES) and await destroy_roots(act.tx, tenant):
                 await move_epoch(act.tx, tenant)
             left = await depending(act.tx, tenant, row)
             act.detail |= left

@@ -7,6 +7,7 @@ back to the vendor's key is a binding of the provider ``vendor`` that somebody a
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -15,7 +16,16 @@ import orjson
 
 from app.crypto.keys import open_container_key, seal_container_key, seal_index_key, seal_root_key, wipe
 from app.crypto.secret import SecretKey
-from app.errors import Conflict, KeyAccessDenied, KeyMisconfigured, KeyUnavailable, NotFound, TenantSealed, Unavailable
+from app.errors import (
+    ConfideError,
+    Conflict,
+    KeyAccessDenied,
+    KeyMisconfigured,
+    KeyUnavailable,
+    NotFound,
+    TenantSealed,
+    Unavailable,
+)
 from app.identity import Caller
 from app.kms.doctor import may_activate
 from app.kms.provider import KeyProvider, KmsError, Wrapped
@@ -40,6 +50,8 @@ from app.store.keys import (
 )
 from app.store.ledger import Ledger, Transaction
 from app.store.pool import Pool
+
+log = logging.getLogger("confide.moves")
 
 BATCH: Final = 200
 """Container keys that are re-sealed in one transaction."""
@@ -121,24 +133,27 @@ class Moves:
     async def rotate_due(self) -> None:
         """Tenants whose rotation period has passed get a new generation, in nobody's name. Raises ``Unavailable``."""
         for found in await self._pool.fetch(rows.DUE_ROTATIONS, 16):
-            tenant = found["tenant_id"]
-            async with self._ledger.transaction(tenant) as tx:
-                bindings = await rows.all_of(tx, tenant)
-                generation = await last_generation(tx, tenant) + 1
-            current = next((row for row in bindings if row["current"]), None)
-            fresh = await self._fresh(tenant, current, generation)
             try:
-                async with (
-                    self._keyring.borrow(tenant) as (keys, _),
-                    self._ledger.transaction(tenant) as tx,
-                ):
-                    await self._store(tx, tenant, keys, fresh, current)
-                    await self._jobs.start(tx, tenant, "reseal", {"generation": generation})
-                    facts = {"trk": generation, "detail": {"by": "rotation period", "generation": generation}}
-                    tx.event(tenant, "key.rotate", orjson.dumps(facts).decode())
-            finally:
-                fresh.trk.wipe()
-            self._keyring.discard(tenant, at_once=False)
+                await self._rotate_by_period(found["tenant_id"])
+            except ConfideError as error:
+                # Another worker was first, or the KMS is out: it comes again in the next round.
+                log.info("no rotation yet", extra={"fields": {"error": type(error).__name__}})
+
+    async def _rotate_by_period(self, tenant: UUID) -> None:
+        async with self._ledger.transaction(tenant) as tx:
+            bindings = await rows.all_of(tx, tenant)
+            generation = await last_generation(tx, tenant) + 1
+        current = next((row for row in bindings if row["current"]), None)
+        fresh = await self._fresh(tenant, current, generation)
+        try:
+            async with self._keyring.borrow(tenant) as (keys, _), self._ledger.transaction(tenant) as tx:
+                await self._store(tx, tenant, keys, fresh, current)
+                await self._jobs.start(tx, tenant, "reseal", {"generation": generation})
+                facts = {"trk": generation, "detail": {"by": "rotation period", "generation": generation}}
+                tx.event(tenant, "key.rotate", orjson.dumps(facts).decode())
+        finally:
+            fresh.trk.wipe()
+        self._keyring.discard(tenant, at_once=False)
 
     # ------------------------------------------------------------ the move itself
 

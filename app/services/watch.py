@@ -21,6 +21,7 @@ from app.store.pool import Pool
 log = logging.getLogger("confide.watch")
 
 PERIOD: Final = 0.5
+SLOW_PERIOD: Final = 30.0
 OVERLAP: Final = timedelta(seconds=45)
 """A change is dated when its transaction began and shows when it has committed: nothing takes longer than this."""
 PAGE: Final = 50_000
@@ -38,7 +39,7 @@ class Watch:
         *others: Callable[[], Awaitable[None]],
         period: float = PERIOD,
     ) -> None:
-        """``others``: further work that is looked at in every round of the slow loop."""
+        """``others``: further work, looked at every half minute."""
         self._keyring = keyring
         self._prober = prober
         self._pool = pool
@@ -49,9 +50,9 @@ class Watch:
 
     def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._loop(self.look), name="watch"),
-            asyncio.create_task(self._loop(self._prober.run_due), name="probes"),
-            *(asyncio.create_task(self._loop(work), name="key-work") for work in self._others),
+            asyncio.create_task(self._loop(self.look, self._period), name="watch"),
+            asyncio.create_task(self._loop(self._prober.run_due, self._period), name="probes"),
+            *(asyncio.create_task(self._loop(work, SLOW_PERIOD), name="key-work") for work in self._others),
         ]
 
     async def close(self) -> None:
@@ -59,7 +60,7 @@ class Watch:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _loop(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _loop(self, work: Callable[[], Awaitable[None]], period: float) -> None:
         while True:
             try:
                 await work()
@@ -67,7 +68,7 @@ class Watch:
                 pass  # the database is away: statements fail too, so that nobody is served meanwhile
             except Exception as error:  # noqa: BLE001  the watch must outlive whatever one round brings
                 log.error("a round of the watch failed", extra={"fields": {"error": type(error).__name__}})
-            await asyncio.sleep(self._period)
+            await asyncio.sleep(period)
 
     async def look(self) -> None:
         """Wipe what is past its lease, and what changed tenants no longer allow. Raises ``Unavailable``."""

@@ -191,3 +191,45 @@ async def test_a_rotation_starts_a_generation_and_new_container_keys(cell: Cell,
     assert await last(tenant, "s") == 2
     inventory = (await tenant.admin.get("/v1/keys")).json()
     assert [each["generation"] for each in inventory["generations"]] == [3]
+
+
+async def test_the_rotation_period_rotates_by_itself(cell: Cell, world: World) -> None:
+    tenant = await cell.tenant()
+    await write(tenant, "s", 1)
+    await bound(cell, tenant, make_customer(world, "local"))
+    policy = await tenant.admin.patch("/v1/keys/policy", json={"rotation_days": 1})
+    assert policy.json()["rotation_days"] == 1
+    await cell.parts.services.keys.moves.rotate_due()
+    assert [each["generation"] for each in (await tenant.admin.get("/v1/keys")).json()["generations"]] == [2]
+    async with cell.parts.services.ledger.transaction(tenant.id) as tx:
+        await tx.connection.execute(
+            "UPDATE confide_keys.root_key SET created_at = now() - interval '25 hours' WHERE tenant_id = $1", tenant.id
+        )
+    await cell.parts.services.keys.moves.rotate_due()
+    assert (await tenant.admin.get("/v1/keys")).json()["generations"][-1]["generation"] == 3
+    assert await last(tenant, "s") == 1
+    assert [e for e in await events(tenant, "key.rotate") if e["detail"].get("by") == "rotation period"]
+    back = await tenant.admin.patch("/v1/keys/policy", json={"rotation_days": None})
+    assert "rotation_days" not in back.json()
+
+
+async def test_g9_a_key_in_a_foreign_region_or_a_hostile_name_is_refused(cell: Cell) -> None:
+    tenant = await cell.tenant()
+    role = "arn:aws:iam::111122223333:role/confide"
+    key = "key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    for body, pointer in (
+        ({"provider": "aws-kms", "key_arn": f"arn:aws:kms:us-east-1:111122223333:{key}", "role_arn": role}, "/key_arn"),
+        (
+            {"provider": "aws-kms", "key_arn": "arn:aws:kms:eu-central-1:111122223333:alias/a", "role_arn": role},
+            "/key_arn",
+        ),
+        ({"provider": "vault-transit", "endpoint": "https://169.254.169.254", "key_name": "k"}, "/endpoint"),
+        ({"provider": "vendor", "name": "x"}, ""),
+        ({"provider": "elsewhere"}, "/provider"),
+    ):
+        answer = await tenant.admin.post("/v1/keys/bindings", json=body)
+        assert answer.status_code == 422, answer.text
+        assert answer.json().get("pointer", "") == pointer
+    assert (await tenant.runtime.get("/v1/keys")).status_code == 403
+    assert (await tenant.auditor.get("/v1/keys")).status_code == 200
+    assert (await tenant.auditor.post("/v1/keys/seal")).status_code == 403
