@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import UNSET
 
-from app.api.convert import call_of, container_out, kind_path, making_in
+from app.api.convert import article, call_of, container_out, kind_path, making_in
 from app.api.http import Answer, Request, json_answer, no_content
 from app.api.schemas import (
     AppIn,
@@ -133,7 +133,7 @@ def _creation(kind: Kind, run: Any, body: Any, example: Any) -> Route:
         kind_path(kind),
         run,
         f"create_{name}",
-        f"Get or create {'an' if kind is Kind.APP else 'a'} {name}",
+        f"Get or create {article(kind)} {name}",
         {
             200: ResponseDoc(f"The {name} that was there, unchanged.", ContainerOut, headers=(LOCATION,)),
             201: ResponseDoc(f"The new {name}.", ContainerOut, headers=(LOCATION,)),
@@ -157,7 +157,7 @@ def _single(kind: Kind) -> tuple[Route, ...]:
             path,
             _getter(kind),
             f"get_{name}",
-            f"Read the record of a {name}",
+            f"Read the record of {article(kind)} {name}",
             {200: ResponseDoc("The record with its names opened.", ContainerOut)},
             scope=Scope.CONTEXT_READ,
             purpose=True,
@@ -171,7 +171,7 @@ def _single(kind: Kind) -> tuple[Route, ...]:
             path,
             _deleter(kind),
             f"delete_{name}",
-            f"Delete a {name} with its rows and its keys",
+            f"Delete {article(kind)} {name} with its rows and its keys",
             {204: ResponseDoc("It is gone.")},
             scope=Scope.CONTEXT_WRITE,
             purpose=True,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Meta
 
-from app.api.convert import NO_VERSION, call_of, kind_path, object_out
+from app.api.convert import NO_VERSION, article, call_of, kind_path, object_out
 from app.api.http import ANY, Answer, Request, etag, json_answer
 from app.api.schemas import Collection, ObjectsOut, Removed, Tag, Written
 from app.api.table import (
@@ -176,7 +176,7 @@ def _routes(kind: Kind) -> tuple[Route, ...]:
     }
     checked = (NotFound, PreconditionFailed, PreconditionRequired)
     return (
-        Route("GET", base, _list(kind), f"list_{name}_objects", f"List the context of a {name}, newest first",
+        Route("GET", base, _list(kind), f"list_{name}_objects", f"List the context of {article(kind)} {name}",
               {200: ResponseDoc("A page.", ObjectsOut)},
               query=(_COLLECTION, _TAG,
                      QueryParam("limit", Annotated[int, Meta(ge=1, le=1000)], "Objects in a page.", default=100),

@@ -241,3 +241,7 @@ def committed_out(applied: Applied) -> Committed:
 
 def kind_path(kind: Kind) -> str:
     return f"/v1/{kind.value}s"
+
+
+def article(kind: Kind) -> str:
+    return "an" if kind is Kind.APP else "a"

@@ -136,7 +136,7 @@ ROUTES: Final = (
         headers=(PURPOSE,),
         errors=(NotFound,),
         tags=_TAGS,
-        description="One round trip. Turns come oldest first, objects newest first. Every object is an audit event's part.",
+        description="One round trip. Turns come oldest first, objects newest first.",
         request_example={"external_id": "call-7281", "context": [{"collection": "state"}], "turns": {"last": 10}},
     ),
     Route(

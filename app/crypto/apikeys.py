@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
+from app.crypto.context import prefixed
 from app.crypto.secret import SecretKey
 from app.errors import Unauthenticated
 
@@ -61,14 +62,18 @@ def parse_enrolment(text: str) -> ParsedKey:
     return _parse("cfe", text)
 
 
-def digest(pepper: SecretKey, text: str) -> bytes:
-    """What is stored of a key: HMAC-SHA256 of its whole text, 32 bytes."""
-    return pepper.hmac_sha256(text.encode("utf-8", "surrogatepass"))
+def digest(pepper: SecretKey, text: str, *rights: str) -> bytes:
+    """What is stored of a key: HMAC-SHA256 of its whole text and of what its row says it is good for, 32 bytes.
+
+    So a row that was moved to another tenant, or given other rights, belongs to no key any more. ``rights`` are texts,
+    in an order that the caller keeps.
+    """
+    return pepper.hmac_sha256(b"".join(prefixed(part.encode("utf-8", "surrogatepass")) for part in (text, *rights)))
 
 
-def matches(pepper: SecretKey, text: str, stored: bytes) -> bool:
-    """Whether ``stored`` is the digest of ``text``, in constant time."""
-    return hmac.compare_digest(digest(pepper, text), stored)
+def matches(pepper: SecretKey, text: str, stored: bytes, *rights: str) -> bool:
+    """Whether ``stored`` is the digest of ``text`` with these rights, in constant time."""
+    return hmac.compare_digest(digest(pepper, text, *rights), stored)
 
 
 def _mint(prefix: str, env: str, region: str, key_id: UUID) -> str:

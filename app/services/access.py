@@ -154,7 +154,8 @@ class Access:
         parsed = self._parse(token)
         text = token.decode("ascii")
         found = await self._rows.find(parsed.key_id)
-        right = apikeys.matches(self._pepper, text, found[0]["digest"] if found is not None else NO_DIGEST)
+        stored, rights = (found[0]["digest"], rights_of(found[0])) if found is not None else (NO_DIGEST, ())
+        right = apikeys.matches(self._pepper, text, stored, *rights)
         if found is None or not right:
             self._remember_unknown(name)
             raise self._refusal("unknown" if found is None else "secret")
@@ -234,6 +235,22 @@ class Access:
         while True:
             await asyncio.sleep(TOUCH_SECONDS)
             await self.flush()
+
+
+def rights_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a key's digest binds beside its text: whose it is and what it may do. Its end may move, so that isn't in
+    it.
+    """
+    sources = "" if row["sources"] is None else ",".join(sorted(str(ip_network(source)) for source in row["sources"]))
+    return (
+        str(row["tenant_id"]),
+        str(row["principal"]),
+        row["role"],
+        ",".join(row["scopes"]),
+        ",".join(row["purposes"]),
+        "from" if row["sources"] is not None else "anywhere",
+        sources,
+    )
 
 
 def _dead(found: Found | None) -> str | None:

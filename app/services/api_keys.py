@@ -16,7 +16,7 @@ from app.crypto import apikeys
 from app.crypto.secret import SecretKey
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from app.identity import NO_UUID, ROLE_PURPOSES, ROLE_SCOPES, Caller, Purpose, Role, Scope, new_id
-from app.services.access import Access
+from app.services.access import Access, rights_of
 from app.services.auditing import Trace
 from app.services.control import ControlPlane
 from app.store import api_keys as rows
@@ -137,16 +137,24 @@ class ApiKeys:
         """Mint and store a key of settled rights. The caller of this has decided that it may be issued."""
         key = new_id()
         secret = apikeys.mint(self._env, self._region, key)
+        rights: dict[str, Any] = {
+            "tenant_id": tenant,
+            "principal": principal,
+            "role": wanted.role.value,
+            "scopes": sorted(wanted.scopes or ()),
+            "purposes": sorted(wanted.purposes or ()),
+            "sources": wanted.sources,
+        }
         row = await rows.insert(
             tx,
             tenant=tenant,
             key=key,
             principal=principal,
             name=wanted.name,
-            digest=apikeys.digest(self._pepper, secret),
+            digest=apikeys.digest(self._pepper, secret, *rights_of(rights)),
             role=wanted.role.value,
-            scopes=sorted(wanted.scopes or ()),
-            purposes=sorted(wanted.purposes or ()),
+            scopes=rights["scopes"],
+            purposes=rights["purposes"],
             sources=wanted.sources,
             expires_at=wanted.expires_at,
         )

@@ -131,5 +131,5 @@ class Auditing:
 
     def alarm(self, name: str, **facts: Any) -> None:
         """What an operator must see: a log line at ERROR and a counter. Holds ids and codes, never content."""
-        log.error("alarm", extra={"alarm": name, **facts})
+        log.error("alarm", extra={"fields": {"alarm": name, **facts}})
         self.alarms[name] = self.alarms.get(name, 0) + 1

@@ -29,7 +29,7 @@ from app.services.changes import (
 )
 from app.services.deletion_journal import deletions_of
 from app.services.reading import Reading
-from app.services.sealing import collection_tag, external_tag, label_tag, object_id, object_tag, seal_meta
+from app.services.sealing import Meta, collection_tag, external_tag, label_tag, object_id, object_tag, seal_meta
 from app.services.tenant_keys import TenantKeys
 from app.services.verdict import STALE, refusal
 from app.services.writing import TRIES, Writing
@@ -322,7 +322,8 @@ class Dialogue:
                 "if_meta_version": str(before.meta_version),
             }
             target.ck = known.ck_generation
-            target.meta = seal_meta(keys, ck, known.ck_generation, before.id, version, before.external_id, labels)
+            meta = Meta(before.kind, before.external_id, before.subject_id, labels)
+            target.meta = seal_meta(keys, ck, known.ck_generation, before.id, version, meta)
         target.change = orjson.dumps(change).decode()
         return target
 

@@ -13,6 +13,7 @@ from app.errors import InvalidRequest
 from app.identity import NO_UUID, Kind, new_id
 from app.services.changes import Changes, Delete, Making, Put
 from app.services.sealing import (
+    Meta,
     collection_tag,
     external_tag,
     fingerprint,
@@ -156,9 +157,8 @@ def fill_in(keys: TenantKeys, draft: Draft, target: WriteTarget) -> None:
             "labels": [label_tag(keys, label) for label in dict.fromkeys(making.labels)],
         }
     ).decode()
-    target.meta = seal_meta(
-        keys, draft.ck, draft.known.ck_generation, draft.known.id, version, where.external, making.labels
-    )
+    meta = Meta(where.kind, where.external, draft.known.subject, making.labels)
+    target.meta = seal_meta(keys, draft.ck, draft.known.ck_generation, draft.known.id, version, meta)
 
 
 def lifetime(keys: TenantKeys, kind: Kind, making: Making) -> tuple[int | None, int | None]:

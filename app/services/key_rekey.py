@@ -241,11 +241,10 @@ def _meta(
 ) -> tuple[UUID, bytes, UUID | None, list[UUID]]:
     """Version, sealed names, external tag, label tags."""
     container = row["id"]
-    names = sealing.open_meta(
+    meta = sealing.open_meta(
         sides.old, _key(held, row["meta_ck"]), row["meta_ck"], container, row["meta_version"], row["meta"]
     )
-    external, labels = names
     version = new_id()
-    tag = sealing.external_tag(sides.new, kind, external) if external is not None else None
-    label_tags = [sealing.label_tag(sides.new, label) for label in dict.fromkeys(labels)]
-    return version, sealing.seal_meta(sides.new, ck, generation, container, version, external, labels), tag, label_tags
+    tag = sealing.external_tag(sides.new, kind, meta.external_id) if meta.external_id is not None else None
+    label_tags = [sealing.label_tag(sides.new, label) for label in dict.fromkeys(meta.labels)]
+    return version, sealing.seal_meta(sides.new, ck, generation, container, version, meta), tag, label_tags

@@ -16,7 +16,7 @@ from app.identity import Kind
 from app.services.auditing import Auditing
 from app.services.changes import Call, Container, Found, Opened, Turn
 from app.services.keyring import Keyring
-from app.services.sealing import open_meta, open_object, open_turn
+from app.services.sealing import hold_against, open_meta, open_object, open_turn
 from app.services.tenant_keys import Known, TenantKeys
 from app.services.verdict import WIPES, refusal
 from app.store.lane import Lanes
@@ -115,6 +115,14 @@ class Reading:
                 raise Tampered
             if keys.container_key(row["id"], row["ck_generation"]) is None:
                 keys.open_container_key(row["id"], row["ck_generation"], current["trk_generation"], current["sealed"])
+            ck = keys.container_key(row["id"], row["meta_ck"])
+            for key in rows if ck is None else ():
+                if key["key_generation"] == row["meta_ck"]:
+                    ck = keys.open_container_key(row["id"], row["meta_ck"], key["trk_generation"], key["sealed"])
+            if ck is None:
+                raise Tampered
+            meta = open_meta(keys, ck, row["meta_ck"], row["id"], row["meta_version"], row["meta"])
+            hold_against(keys, meta, kind=kind, external=external, subject=row["subject_id"])
         known = Known(
             row["id"], row["ck_generation"], current["trk_generation"], row["commit_number"], row["turn_head"],
             row["subject_id"], complete=True,
@@ -177,11 +185,12 @@ class Reading:
         if head["body"] is None:
             return container
         ck = await self.container_key(keys, kind, head["id"], head["selector"], result.keys)
-        names = open_meta(keys, ck, head["selector"], head["id"], head["version"], head["body"])
-        container.external_id, container.labels = names
+        meta = open_meta(keys, ck, head["selector"], head["id"], head["version"], head["body"])
         extra = orjson.loads(head["extra"])
-        container.kind = Kind(extra["kind"])
-        container.subject_id = UUID(extra["subject"]) if extra["subject"] else None
+        stands = UUID(extra["subject"]) if extra["subject"] else None
+        hold_against(keys, meta, kind=Kind(extra["kind"]), external=None, subject=stands)
+        container.kind, container.external_id, container.labels = meta.kind, meta.external_id, list(meta.labels)
+        container.subject_id = meta.subject
         container.ttl_idle, container.ttl_absolute = extra["ttl_idle"], extra["ttl_absolute"]
         container.hold = extra["hold"]
         if extra["expires"] is not None:

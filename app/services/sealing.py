@@ -9,7 +9,7 @@ content.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -152,26 +152,36 @@ def _meta_context(keys: TenantKeys, container: UUID, version: UUID) -> SealConte
     )
 
 
-def seal_meta(
-    keys: TenantKeys,
-    ck: SecretKey,
-    generation: int,
-    container: UUID,
-    version: UUID,
-    external: str | None,
-    labels: Sequence[str],
-) -> bytes:
-    """The client's own name for the container, and its labels."""
-    plaintext = orjson.dumps({"external_id": external, "labels": list(labels)})
+class Meta(NamedTuple):
+    """What a container is called and whose it is, sealed: its row's own columns are held against it."""
+
+    kind: Kind
+    external_id: str | None
+    subject: UUID | None
+    labels: Sequence[str]
+
+
+def seal_meta(keys: TenantKeys, ck: SecretKey, generation: int, container: UUID, version: UUID, meta: Meta) -> bytes:
+    subject = str(meta.subject) if meta.subject is not None else None
+    plaintext = orjson.dumps([meta.kind.value, meta.external_id, subject, list(meta.labels)])
     return seal(ck, container, generation, _meta_context(keys, container, version), plaintext)
 
 
-def open_meta(
-    keys: TenantKeys, ck: SecretKey, generation: int, container: UUID, version: UUID, sealed: bytes
-) -> tuple[str | None, list[str]]:
-    """External id and labels. Raises ``Tampered``."""
-    meta = orjson.loads(open_sealed(ck, container, generation, _meta_context(keys, container, version), sealed))
-    return meta["external_id"], meta["labels"]
+def open_meta(keys: TenantKeys, ck: SecretKey, generation: int, container: UUID, version: UUID, sealed: bytes) -> Meta:
+    """Raises ``Tampered``."""
+    opened = open_sealed(ck, container, generation, _meta_context(keys, container, version), sealed)
+    kind, external, subject, labels = orjson.loads(opened)
+    return Meta(Kind(kind), external, UUID(subject) if subject is not None else None, labels)
+
+
+def hold_against(keys: TenantKeys, meta: Meta, *, kind: Kind, external: UUID | None, subject: UUID | None) -> None:
+    """A row that was found under another name, or given to another person, is refused. Raises ``Tampered``.
+
+    ``external`` is the tag that it was found by, None where it was found by its id.
+    """
+    named = external_tag(keys, kind, meta.external_id) if meta.external_id is not None else None
+    if meta.kind is not kind or meta.subject != subject or (external is not None and named != external):
+        raise Tampered
 
 
 # ---------------------------------------------------------------- stored answers

@@ -91,7 +91,9 @@ class Tenants:
         async with self._control.act(caller, trace, "tenant.create", tenant) as act:
             row = await rows.insert(act.tx, tenant, self._region, name, settings)
             await self._maker.store_tenant(act.tx, prepared)
-            await key_rows.insert_enrolment(act.tx, tenant, token_id, apikeys.digest(self._pepper, token), expires)
+            await key_rows.insert_enrolment(
+                act.tx, tenant, token_id, apikeys.digest(self._pepper, token, str(tenant)), expires
+            )
             act.detail |= {"tenant": str(tenant), "enrolment": str(token_id)}
         return Created(row, expires, token)
 
@@ -162,9 +164,9 @@ class Tenants:
         async with self._ledger.transaction() as tx:
             found = await key_rows.find_enrolment(tx, token)
         stored = found["digest"] if found is not None else bytes(apikeys.DIGEST_SIZE)
-        if not apikeys.matches(self._pepper, text, stored) or found is None:
+        tenant: UUID = found["tenant_id"] if found is not None else NO_UUID
+        if not apikeys.matches(self._pepper, text, stored, str(tenant)) or found is None:
             raise Unauthenticated
-        tenant: UUID = found["tenant_id"]
         return tenant
 
     async def _redeem(self, tenant: UUID, token: UUID, name: str, trace: Trace) -> Issued:

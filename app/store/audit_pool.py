@@ -61,7 +61,7 @@ class AuditPool:
                 raise Unavailable from error
             except asyncpg.PostgresError as error:
                 connection.terminate()
-                log.error("the database refused a statement", extra={"sqlstate": error.sqlstate})
+                log.error("the database refused a statement", extra={"fields": {"sqlstate": error.sqlstate}})
                 raise Unavailable from error
             except BaseException:
                 connection.terminate()

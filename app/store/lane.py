@@ -33,8 +33,10 @@ Encode = Callable[[Sequence[Any], UUID, int, Sequences], tuple[Any, ...]]
 Decode = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
 
 FENCED: Final = "CF001"
-RETRIED: Final = frozenset({"40001", "40P01", "55P03"})
-"""Serialization failure, deadlock, lock not available: the batch is sent again whole, a few times."""
+RETRIED: Final = frozenset({"40001", "40P01", "55P03", "23505"})
+"""Serialization failure, deadlock, lock not available, and a unique key that another lane or worker was first to take:
+the batch is sent again whole, a few times; it then sees what stood in its way.
+"""
 RETRIES: Final = 3
 QUIET_TURNS: Final = 4
 """Turns of the event loop without a new request, after which a batch leaves."""
@@ -194,7 +196,7 @@ class Lane(Generic[Item]):
             try:
                 await self._flush_batch(batch)
             except Exception as error:  # noqa: BLE001  the lane must outlive whatever one batch brings
-                log.error("a flush failed", extra={"lane": self.name, "error": type(error).__name__})
+                log.error("a flush failed", extra={"fields": {"lane": self.name, "error": type(error).__name__}})
                 _refuse(batch, Unavailable())
 
     async def _gather(self) -> None:
@@ -248,7 +250,7 @@ class Lane(Generic[Item]):
             for waiting in batch:
                 await self._flush_batch([waiting])
         else:
-            log.error("the database refused a statement", extra={"lane": self.name, "sqlstate": code})
+            log.error("the database refused a statement", extra={"fields": {"lane": self.name, "sqlstate": code}})
             _refuse(batch, Unavailable())
 
     # ------------------------------------------------------------ a broken connection

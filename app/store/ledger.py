@@ -80,7 +80,7 @@ class Ledger:
                 await self._roll_back(connection)
                 if error.sqlstate in CONFLICTS:
                     raise Conflict from error
-                log.error("the database refused a statement", extra={"sqlstate": error.sqlstate})
+                log.error("the database refused a statement", extra={"fields": {"sqlstate": error.sqlstate}})
                 raise Unavailable from error
             except BaseException:
                 await self._roll_back(connection)

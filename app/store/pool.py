@@ -40,7 +40,7 @@ class Pool:
                     continue
                 except asyncpg.PostgresError as error:
                     self._idle.append(connection)
-                    log.error("the database refused a statement", extra={"sqlstate": error.sqlstate})
+                    log.error("the database refused a statement", extra={"fields": {"sqlstate": error.sqlstate}})
                     raise Unavailable from error
                 except BaseException:
                     connection.terminate()

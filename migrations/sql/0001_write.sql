@@ -405,18 +405,24 @@ END $$;
 -- What a worker needs before it can seal: the container behind an external id, its keys and heads. Opens nothing.
 CREATE FUNCTION confide.resolve(p_tenants text, p_tenant uuid, p_kind text, p_id uuid, p_external uuid)
 RETURNS TABLE (id uuid, subject_id uuid, ck_generation int, commit_number bigint, turn_head bigint, expired boolean,
-               key_generation int, trk_generation int, sealed bytea)
+               meta_version uuid, meta_ck int, meta bytea, key_generation int, trk_generation int, sealed bytea)
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
+DECLARE
+    v_id uuid := p_id;
 BEGIN
     PERFORM set_config('confide.tenants', p_tenants, true);
+    IF v_id IS NULL THEN
+        SELECT c.id INTO v_id FROM confide.container c
+        WHERE c.tenant_id = p_tenant AND c.kind = p_kind AND c.external_tag = p_external;
+    END IF;
     RETURN QUERY
-    SELECT c.id, c.subject_id, c.ck_generation, c.commit_number, c.turn_head, coalesce(c.expires_at <= now() AND NOT c.hold, false),
+    SELECT c.id, c.subject_id, c.ck_generation, c.commit_number, c.turn_head,
+           coalesce(c.expires_at <= now() AND NOT c.hold, false), c.meta_version, c.meta_ck, c.meta,
            k.generation, k.trk_generation, k.sealed
     FROM confide.container c
-    LEFT JOIN confide.container_key k ON k.tenant_id = c.tenant_id AND k.container_id = c.id
-    WHERE c.tenant_id = p_tenant AND c.kind = p_kind
-      AND ((p_id IS NOT NULL AND c.id = p_id) OR (p_external IS NOT NULL AND c.external_tag = p_external));
+    LEFT JOIN confide.container_key k ON k.tenant_id = p_tenant AND k.container_id = v_id
+    WHERE c.tenant_id = p_tenant AND c.id = v_id AND c.kind = p_kind;
 END $$;
 
 -- Ids of living sessions by subject or label, in order of creation. Their names are opened by confide.read, with an event each.

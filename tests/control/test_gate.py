@@ -208,8 +208,35 @@ async def test_last_use_is_written_in_batches(cell: Cell, tenant: Tenant) -> Non
 async def test_a_stored_key_is_a_digest_under_the_pepper(cell: Cell, tenant: Tenant) -> None:
     secret = tenant.keys["runtime"]
     stored = await sql(cell, "SELECT digest FROM confide.api_key WHERE id = $1", apikeys.parse(secret).key_id)
-    assert stored == apikeys.digest(cell.parts.services.secrets.pepper, secret)
+    pepper = cell.parts.services.secrets.pepper
+    rights = (str(tenant.id), "runtime")
+    principal = str(
+        await sql(cell, "SELECT principal FROM confide.api_key WHERE id = $1", apikeys.parse(secret).key_id)
+    )
+    scopes = "context:read,context:write"
+    assert apikeys.matches(pepper, secret, stored, rights[0], principal, rights[1], scopes, "serve", "anywhere", "")
+    assert not apikeys.matches(pepper, secret, stored)
     assert secret.encode() not in stored
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "tenant_id = '01980a3e-7c1b-7d52-9f0e-2b6a4c8d1e3f'",
+        "principal = '01980a3e-7c1b-7d52-9f0e-2b6a4c8d1e3f'",
+        "role = 'admin'",
+        "scopes = scopes || 'audit:read'::text",
+        "purposes = purposes || 'tenant-export'::text",
+        "sources = '{127.0.0.1/32}'",
+    ],
+)
+async def test_g2_a_key_whose_row_was_given_other_rights_is_no_key(cell: Cell, tenant: Tenant, change: str) -> None:
+    key = apikeys.parse(tenant.keys["runtime"]).key_id
+    await sql(cell, f"UPDATE confide.api_key SET {change} WHERE id = $1 RETURNING 1", key)
+    cell.parts.services.access.forget(key)
+    cell.parts.services.access._known.clear()
+    answer = await tenant.runtime.post("/v1/load", json={"external_id": "x"})
+    assert answer.status_code == 401
 
 
 async def test_a_key_of_another_cells_pepper_is_refused(database: str, tmp_path) -> None:
