@@ -1,7 +1,7 @@
 """How fast expired sessions are erased, and what the traffic beside it feels: ``python -m bench.retention``.
 
 An embedded PostgreSQL (durable), one worker's services in this process. Sessions with a key, an object and two turns
-each are inserted by SQL, all of them expired. Then the sweeper runs until nothing is due, beside a runtime that commits.
+each are inserted by SQL, all of them expired. Then the sweeper runs until nothing is due, beside a runtime at work.
 """
 
 from __future__ import annotations

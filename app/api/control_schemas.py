@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas import In, Out
 from app.api.table import QueryParam
+from app.errors import InvalidRequest
 from app.identity import Purpose, Role, Scope
 
 # Python's $ also matches before a last line feed, which the look-ahead then refuses.
@@ -37,6 +38,16 @@ CURSOR: Final = QueryParam(
     Annotated[str, Meta(min_length=1, max_length=1024)],
     "As the page before answered it; the other parameters must be the same.",
 )
+
+
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+def check_times(*moments: datetime) -> None:
+    """Raises InvalidRequest for a time that no calendar arithmetic survives or that nobody can mean."""
+    if not all(_EARLIEST <= moment < _LATEST for moment in moments):
+        raise InvalidRequest("A time must lie between the years 2000 and 2200.")
 
 
 # ---------------------------------------------------------------- tenants

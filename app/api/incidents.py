@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import Meta, field
 
-from app.api.control_schemas import LIMIT, Aware
+from app.api.control_schemas import LIMIT, Aware, check_times
 from app.api.http import Answer, Request, json_answer
 from app.api.schemas import In, Out
 from app.api.table import LOCATION, QueryParam, ResponseDoc, Route
@@ -52,7 +52,7 @@ class ScopeIn(In):
     until: Aware
     principal: UUID | None = None
     api_key: UUID | None = None
-    generation: Annotated[int, Meta(ge=1)] | None = None
+    generation: Annotated[int, Meta(ge=1, le=2147483647)] | None = None
     tenant: UUID | None = None
 
 
@@ -118,6 +118,7 @@ class NoticesOut(Out):
 
 
 async def create(services: Services, request: Request, body: IncidentIn) -> Answer:
+    check_times(body.detected_at)
     made = await services.privacy.incidents.open(
         request.caller, body.kind, body.detected_at, body.words, trace_of(request)
     )
@@ -153,6 +154,7 @@ async def notify(services: Services, request: Request, body: NoticeIn) -> Answer
 
 
 async def scope(services: Services, request: Request, body: ScopeIn) -> Answer:
+    check_times(body.since, body.until)
     suspect = Suspect(body.since, body.until, body.principal, body.api_key, body.generation, body.tenant)
     parts = await services.privacy.incidents.scope(request.caller, request.path_id(), suspect, trace_of(request))
     return json_answer({"parts": [_as_dict(part) for part in parts]})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from html import escape
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from msgspec import Meta
 
-from app.api.control_schemas import LIMIT, Aware
+from app.api.control_schemas import LIMIT, Aware, check_times
 from app.api.http import Answer, Request, json_answer
 from app.api.schemas import In, Out
 from app.api.table import QueryParam, ResponseDoc, Route
@@ -19,6 +19,7 @@ from app.services.access import trace_of
 from app.services.services import Services
 
 _TAGS: Final = ("trust",)
+_LONGEST: Final = timedelta(days=400)
 HTML: Final = b"text/html; charset=utf-8"
 ZIP: Final = b"application/zip"
 
@@ -141,6 +142,7 @@ async def acceptances(services: Services, request: Request, _body: None) -> Answ
 
 
 async def consent(services: Services, request: Request, body: ConsentIn) -> Answer:
+    check_times(body.expires_at)
     row = await services.privacy.residency.grant(
         request.caller, body.scope, body.destination, body.safeguard, body.expires_at, trace_of(request)
     )
@@ -178,8 +180,9 @@ async def archive(services: Services, request: Request, _body: None) -> Answer:
 
 def _period(request: Request) -> tuple[datetime, datetime]:
     since, until = request.query["from"], request.query["to"]
-    if since >= until:
-        raise InvalidRequest("from must be before to.", "/from")
+    check_times(since, until)
+    if not since < until or until - since > _LONGEST:
+        raise InvalidRequest("from must be before to, and the period at most 400 days.", "/from")
     return since, until
 
 

@@ -31,7 +31,7 @@ from app.services.outbox import Outbox
 from app.services.privacy_exports import Exports
 from app.services.reading import Reading
 from app.services.residency import Residency
-from app.services.retention import Retention
+from app.services.retention import Retention, pause
 from app.services.statements import Statements
 from app.services.trust import Statement, Trust
 from app.store.ledger import Ledger
@@ -151,20 +151,24 @@ class Watch:
         self._detections = detections
         self._receivers = receivers
         self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="watch")
 
     async def close(self) -> None:
+        """Finish the look that is under way, then stop."""
+        self._ending.set()
         if self._task is not None:
-            self._task.cancel()
             await asyncio.wait({self._task})
         await self._receivers.close()
 
     async def _run(self) -> None:
         turns = 0
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await pause(self._ending, WATCH_SECONDS)
+            if self._ending.is_set():
+                return
             turns += 1
             try:
                 await self._incidents.raise_overdue()

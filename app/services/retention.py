@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ class Retention:
         self._pause = pause
         self._batch = batch
         self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
         self.lag = 0.0
         """Seconds that the longest waiting container was late at the last look; 0 in workers that don't sweep."""
 
@@ -61,8 +63,9 @@ class Retention:
         self._task = asyncio.create_task(self._run(), name="retention")
 
     async def close(self) -> None:
+        """Finish the batch that is under way, then stop."""
+        self._ending.set()
         if self._task is not None:
-            self._task.cancel()
             await asyncio.wait({self._task})
 
     # ------------------------------------------------------------ sweeping
@@ -113,7 +116,7 @@ class Retention:
     async def _run(self) -> None:
         """A failure is logged and tried again: retention never stops for good."""
         caught_up = False
-        while True:
+        while not self._ending.is_set():
             try:
                 if not caught_up:
                     await self.catch_up()
@@ -126,7 +129,7 @@ class Retention:
                     await rows.drop_old_answers(tx, 10_000)
             except ConfideError as error:
                 log.error("the sweep failed", extra={"fields": {"error": type(error).__name__}})
-            await asyncio.sleep(self._pause)
+            await pause(self._ending, self._pause)
 
     # ------------------------------------------------------------ what a tenant is shown
 
@@ -158,6 +161,13 @@ class Retention:
                 for row in kinds
             ],
         }
+
+
+async def pause(ending: asyncio.Event, seconds: float) -> None:
+    """Until the end is asked for, or so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await ending.wait()
 
 
 def removal_facts(row: Any, **more: str | int) -> str:

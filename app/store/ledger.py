@@ -140,6 +140,9 @@ class Ledger:
         except (*BROKEN, asyncpg.PostgresError) as error:
             connection.terminate()
             raise Unavailable from error
+        except BaseException:  # cancelled: nobody else would close it
+            connection.terminate()
+            raise
         self._connection = connection
         return connection
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from app.audit.checkpoint import VerifierKey
 from app.services.attesting import open_document
 from app.services.deletion_journal import read_journal
-from tests.cell import Cell, Tenant
+from tests.cell import Cell, Tenant, running_cell
 from tests.privacy.made import dialogue, rows_of, sql, until
 
 
@@ -151,3 +152,34 @@ async def test_g8_a_tenant_that_leaves_is_erased_with_its_keys_and_its_log_stays
     events = await tenant.auditor.get("/v1/audit/events", params={"action": "offboard"})
     assert events.status_code == 200
     assert len(events.json()["events"]) >= 3
+
+
+async def test_g8_what_one_worker_erased_no_other_worker_serves_at_its_next_statement(
+    database: str, tmp_path: Path
+) -> None:
+    async with running_cell(database, tmp_path / "state") as one, running_cell(database, tmp_path / "state") as two:
+        tenant = await one.tenant()
+        session = await dialogue(tenant, "call-1", "customer-1")
+        warm = two.client(tenant.keys["runtime"])
+        asked_for = {"session": str(session), "context": [{}], "turns": {"last": 5}}
+        assert (await warm.post("/v1/load", json=asked_for)).status_code == 200  # its caches know the session's key
+        asked = (await tenant.admin.post("/v1/privacy/erasures", json={"session": str(session)})).json()
+        await until(lambda: _gone(one, session), 30)
+        assert (await warm.post("/v1/load", json=asked_for)).status_code == 404
+        put = {"session": str(session), "put": [{"collection": "state", "key": "slots", "json": 1}]}
+        assert (await warm.post("/v1/commit", json=put)).status_code == 404
+        await finished(tenant, asked["id"])
+
+
+async def _gone(cell: Cell, session: UUID) -> bool:
+    return await rows_of(cell, session) == 0
+
+
+async def test_g8_a_deletion_that_the_journal_cannot_hold_is_not_confirmed(cell: Cell, tenant: Tenant) -> None:
+    session = await dialogue(tenant, "call-1")
+
+    def full(_: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    cell.parts.services.privacy.deletions._write = full  # type: ignore[method-assign]
+    assert (await tenant.runtime.delete(f"/v1/sessions/{session}")).status_code == 503

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,8 @@ import pytest
 from app.embedded import EmbeddedPostgres
 from app.main import replay_deletions
 from app.services import backup
+from app.services.deletion_journal import Deletion
+from app.services.erasure import REQUESTED
 from app.store.cell import make_database
 from app.store.migrate import upgrade
 from tests.cell import Cell, Tenant, running_cell, settings_of
@@ -179,3 +182,35 @@ async def test_g8_what_was_erased_stays_erased_after_a_physical_restore(tmp_path
         done = await replay_deletions(settings_of(url, state))
         assert done.containers >= 4
         await check_restored(url, state, story)
+
+
+async def test_g8_an_erasure_that_was_accepted_is_carried_out_after_a_restore_that_lost_its_job(
+    database: str, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    async with running_cell(database, state) as cell:
+        tenant = await cell.tenant()
+        session = await dialogue(tenant, "call-1", "customer-1")
+        # Accepted and journalled; then the database went back to a moment before.
+        await cell.parts.services.privacy.deletions.append([Deletion(tenant.id, REQUESTED, session)])
+    done = await replay_deletions(settings_of(database, state))
+    assert done.requests == 1
+    async with running_cell(database, state) as cell:
+
+        async def gone() -> bool:
+            return await rows_of(cell, session) == 0
+
+        await until(gone, 30)
+
+
+async def test_g8_a_second_replay_spares_what_was_written_later_under_the_same_numbers(
+    database: str, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    async with running_cell(database, state) as cell:
+        tenant = await cell.tenant()
+        session = await dialogue(tenant, "call-1")
+        long_ago = datetime.now(UTC) - timedelta(days=1)
+        old = Deletion(tenant.id, "turns.pop", session, turns=(1, 9), at=long_ago)
+        await cell.parts.services.privacy.deletions.append([old])
+    assert (await replay_deletions(settings_of(database, state))).turns == 0
