@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from app.config.parsers import flag, one_of, path, setting, text
+from app.config.parsers import flag, number, one_of, path, setting, text, whole
 
 if TYPE_CHECKING:
     from app.kms.binding import Binding
@@ -84,6 +84,14 @@ class KmsVariables:
 
     transit: tuple[Endpoint, ...] = setting("CONFIDE_TRANSIT_ENDPOINTS", _endpoints, (), secret=True)
 
+    connect_seconds: float = setting("CONFIDE_KMS_CONNECT_SECONDS", number(0.01, 60), 1.0)
+    read_seconds: float = setting("CONFIDE_KMS_READ_SECONDS", number(0.01, 60), 2.0)
+    budget_seconds: float = setting("CONFIDE_KMS_BUDGET_SECONDS", number(0.01, 60), 3.0)
+    attempts: int = setting("CONFIDE_KMS_ATTEMPTS", whole(1, 10), 3)
+    concurrency: int = setting("CONFIDE_KMS_CONCURRENCY", whole(1, 1000), 32)
+    breaker_failures: int = setting("CONFIDE_KMS_BREAKER_FAILURES", whole(1, 1000), 5)
+    breaker_seconds: float = setting("CONFIDE_KMS_BREAKER_SECONDS", number(0.01, 600), 5.0)
+
     def contradictions(self, *, dev: bool) -> list[str]:
         """What can't be so together; empty where ``settings`` will succeed as far as it can be told here."""
         faults = []
@@ -103,8 +111,18 @@ class KmsVariables:
         """For ``ProviderRegistry``. Raises ValueError or InvalidRequest, whose texts hold no value."""
         from app.kms.aws_cell import AwsSettings  # noqa: PLC0415  cloud SDKs take a second to import
         from app.kms.azure_cell import AzureSettings  # noqa: PLC0415
+        from app.kms.limits import Limits  # noqa: PLC0415
         from app.kms.registry import KmsSettings  # noqa: PLC0415
 
+        limits = Limits(
+            connect_timeout=self.connect_seconds,
+            read_timeout=self.read_seconds,
+            attempts=self.attempts,
+            budget=self.budget_seconds,
+            concurrency=self.concurrency,
+            breaker_failures=self.breaker_failures,
+            breaker_seconds=self.breaker_seconds,
+        )
         aws = None
         if self.aws_role_arn is not None:
             aws = AwsSettings(
@@ -123,6 +141,7 @@ class KmsVariables:
         return KmsSettings(
             region,
             self._vendor(),
+            limits,
             dev=dev,
             local_folder=self.local_key_dir if dev else None,
             aws=aws,
