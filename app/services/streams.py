@@ -29,6 +29,8 @@ from app.services.control import ControlPlane
 from app.store import audit_streams as rows
 from app.store import audit_tree
 from app.store.audit_pool import AuditPool
+from app.store.ledger import Transaction
+from app.store.privacy_records import consent_stands
 from app.store.statements import Record
 
 log = logging.getLogger("confide.streams")
@@ -75,13 +77,17 @@ class Streams:
         check_url(url, private=self.receivers.private)
         ident = new_id()
         async with self._control.act(caller, trace, "audit.stream", step="create", stream=str(ident)) as act:
-            if region != self._region:
+            if not await self._may_go(act.tx, caller.tenant, region):
                 raise Forbidden("Events stay in the tenant's region: a receiver elsewhere needs a recorded consent.")
             if await rows.count(act.tx.connection, caller.tenant) >= PER_TENANT:
                 raise Conflict(f"A tenant has at most {PER_TENANT} streams.")
             act.detail["region"] = region
             row = await rows.insert(act.tx.connection, caller.tenant, ident, url, region)
         return row, self.secret(caller.tenant, ident)
+
+    async def _may_go(self, tx: Transaction, tenant: UUID, region: str) -> bool:
+        """Events stay in the tenant's region, or go where a consent that stands lets them: asked at each delivery."""
+        return region == self._region or await consent_stands(tx, tenant, "audit-stream", region)
 
     async def list(self, caller: Caller, trace: Trace) -> list[Any]:
         async with self._control.look(caller, trace) as tx:
@@ -136,6 +142,8 @@ class Streams:
         tenant = stream["tenant_id"]
         oldest = datetime.now(UTC) - BUFFER
         async with self._pool.transaction(tenant) as tx:
+            if not await self._may_go(tx, tenant, stream["region"]):
+                raise NotDelivered("no-consent")
             events = await rows.next_events(tx.connection, stream, BATCH)
             if events and events[0]["sealed_at"] < oldest:
                 await self._skip(tx.connection, stream, oldest)

@@ -131,3 +131,21 @@ def test_a_trust_file_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
     file.write_text("sub_procesors: []\n")
     with pytest.raises(TrustFileError):
         load_statement(file)
+
+
+async def test_g9_an_audit_stream_leaves_the_region_only_under_a_consent(cell: Cell, tenant: Tenant) -> None:
+    abroad = {"url": "https://siem.example.com/in", "region": "us-east-1"}
+    assert (await tenant.admin.post("/v1/audit/streams", json=abroad)).status_code == 403
+    ends = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    body = {"scope": "audit-stream", "destination": "us-east-1", "safeguard": "scc", "expires_at": ends}
+    made = (await tenant.admin.post("/v1/privacy/consents", json=body)).json()
+    created = await tenant.admin.post("/v1/audit/streams", json=abroad)
+    assert created.status_code == 201, created.text
+    period = {
+        "from": (datetime.now(UTC) - timedelta(hours=1)).isoformat(),
+        "to": (datetime.now(UTC) + timedelta(minutes=1)).isoformat(),
+        "control": "q-residency",
+    }
+    assert (await tenant.auditor.get("/v1/evidence", params=period)).json()["evidence"]["result"] == "kept"
+    await tenant.admin.post(f"/v1/privacy/consents/{made['id']}/revoke")
+    assert (await tenant.auditor.get("/v1/evidence", params=period)).json()["evidence"]["result"] == "broken"
