@@ -10,20 +10,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from app.api.http import ANY, Request
-from app.api.schemas import (
-    Committed,
-    ContainerOut,
-    DeleteIn,
-    LoadedContainer,
-    MergeIn,
-    ObjectIn,
-    ObjectOut,
-    PutOut,
-    SelectorIn,
-    Ttl,
-    TurnIn,
-    TurnOut,
-)
+from app.api.schemas import ContainerOut, DeleteIn, MergeIn, ObjectIn, ObjectOut, Ttl, TurnIn, TurnOut
+from app.api.schemas_turn import Committed, LoadedContainer, PutOut, SelectorIn
 from app.errors import InvalidRequest
 from app.identity import NO_UUID, Kind
 from app.services import content

@@ -18,7 +18,7 @@ from app.api.convert import (
     turns_in,
 )
 from app.api.http import Answer, Request, json_answer
-from app.api.schemas import AppChanges, CommitIn, CommitOut, LoadIn, LoadOut, SubjectChanges
+from app.api.schemas_turn import AppChanges, CommitIn, CommitOut, LoadIn, LoadOut, SubjectChanges
 from app.api.table import IDEMPOTENCY_KEY, PURPOSE, ResponseDoc, Route
 from app.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, PreconditionFailed, PreconditionRequired
 from app.identity import Kind, Purpose, Scope

@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 import msgspec
 import orjson
 
-from app.api.schemas import CommitOut, LoadedContainer, LoadOut, ObjectOut, TurnOut, TurnsOut
+from app.api.schemas import ObjectOut, TurnOut, TurnsOut
+from app.api.schemas_turn import CommitOut, LoadedContainer, LoadOut
 from app.cli.replay_client import Call, Client
 from app.cli.replay_dialogues import Dialogue, Exchange, canonical
 

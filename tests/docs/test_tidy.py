@@ -16,7 +16,6 @@ FUNCTION_LINES = 70
 
 # Longer than the rule, with what they may have at most; none may be added.
 LONGER = {
-    "app/api/schemas.py": 450,
     "app/main.py": 600,
     "tests/dialogue/test_load_commit.py": 500,
     "tests/dialogue/test_objects.py": 500,
