@@ -135,14 +135,22 @@ class Sealer:
             while True:
                 async with asyncio.timeout(120):
                     more = await self.poll(connection)
-                if self._also is not None:
-                    await self._also()
+                await self._further()
                 if not more:
                     await asyncio.sleep(POLL_SECONDS)
         finally:
             self.leading = False
             self.metrics.audit_leader.set(0)
             connection.terminate()
+
+    async def _further(self) -> None:
+        """What else the leader does must not stop the sealing."""
+        if self._also is None:
+            return
+        try:
+            await self._also()
+        except ConfideError as error:
+            log.error("the leader's further work waits", extra={"fields": {"error": type(error).__name__}})
 
     async def poll(self, connection: Connection) -> bool:
         """Seal a batch, sign and tidy where it is time. Answers whether more is waiting."""
