@@ -191,24 +191,22 @@ class Bench:
         keys = await self._seed(customer, count, lease)
         console.print(f"{count} tenants made")
         served = await self._round(keys)
-        console.print(f"{sum(served)} of {count} served before")
+        console.print(f"{_count(served)} of {count} served before")
         proxy = self.peers.proxy
         proxy.out = True
         out_at = time.monotonic()
         while time.monotonic() - out_at < lease + 1:
             await self._round(keys)
-        dark = sum(await self._round(keys))
+        dark = _count(await self._round(keys))
         proxy.peak, proxy.seen, proxy.out = 0, 0, False
         back_at = time.monotonic()
         last = [0.0] * len(keys)
         waiting = set(range(len(keys)))
         while waiting and time.monotonic() - back_at < 120:
             order = sorted(waiting)
-            answers = await self._round([keys[place] for place in order])
-            now = time.monotonic()
-            for place, ok in zip(order, answers, strict=True):
-                if ok:
-                    last[place] = now - back_at
+            for place, at in zip(order, await self._round([keys[place] for place in order]), strict=True):
+                if at:
+                    last[place] = at - back_at
                     waiting.discard(place)
         took = sorted(last)
         return {
@@ -221,20 +219,20 @@ class Bench:
             "calls until all were back": proxy.seen,
         }
 
-    async def _round(self, keys: list[str]) -> list[bool]:
-        """One load of each tenant at a worker, 64 at a time: whether it was served."""
+    async def _round(self, keys: list[str]) -> list[float]:
+        """One load of each tenant at a worker, 64 at a time: when it was served; 0 if it wasn't."""
         slots = asyncio.Semaphore(64)
 
-        async def one(place: int, key: str) -> bool:
+        async def one(place: int, key: str) -> float:
             headers = {"authorization": f"Bearer {key}"}
             async with slots:
                 try:
                     url = f"{self.peers.urls[place % WORKERS]}/v1/load"
                     async with self.web.post(url, json=SESSION, headers=headers) as answer:
                         await answer.read()
-                        return answer.status == 200
+                        return time.monotonic() if answer.status == 200 else 0.0
                 except aiohttp.ClientError:
-                    return False  # an idle connection that the worker had just closed: asked again in the next round
+                    return 0.0  # an idle connection that the worker had just closed: asked again in the next round
 
         return list(await asyncio.gather(*(one(place, key) for place, key in enumerate(keys))))
 
@@ -279,6 +277,10 @@ async def _seed_one(parts: Any, customer: Any, lease: int) -> str:
         issued = await services.api_keys.issue(tx, tenant, wanted, new_id())
     fresh.trk.wipe()
     return str(issued.secret)
+
+
+def _count(served: list[float]) -> int:
+    return sum(1 for at in served if at)
 
 
 async def operator_key(set_up: Peers) -> str:
