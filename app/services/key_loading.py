@@ -7,6 +7,7 @@ that leave are those that a request is told.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -41,6 +42,8 @@ from app.services.tenant_keys import Policy, TenantKeys
 from app.store.keys import KeyStore, StoredKeys
 
 VENDOR_LEASE: Final = 24 * 3600.0
+LINGER: Final = 2.0
+"""Seconds until a half that was fetched anew is wiped: loads that hold the old one finish."""
 ZERO_LEASE: Final = 0.9
 """How long a grant without a lease may last: the rest of the requests that waited for it."""
 
@@ -138,7 +141,8 @@ class KeyLoader:
 
     async def _vendor_half(self, tenant: UUID, root: Any, sending: Sending, why: str) -> tuple[SecretKey, float]:
         held = self._vendor.get((tenant, root["generation"]))
-        if held is not None and self._clock() < held[1]:
+        early = VENDOR_LEASE / 2 if why == "refresh" else 0.0  # in the background, so that no request waits for it
+        if held is not None and self._clock() < held[1] - early:
             return held
         sent = self._sent(sending)
         try:
@@ -157,6 +161,8 @@ class KeyLoader:
             # Our own key failing us is never shown as the tenant's doing.
             raise KmsOutage(retry_after(error), grace=False) from error
         self._vendor[(tenant, root["generation"])] = (answer.key, sent + VENDOR_LEASE)
+        if held is not None:
+            asyncio.get_running_loop().call_later(LINGER, held[0].wipe)
         return answer.key, sent + VENDOR_LEASE
 
     async def _customer_half(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from typing_extensions import override
+
 from app.kms.azure_cell import AzureSettings
 from app.kms.binding import LocalBinding
 from app.kms.limits import Limits
@@ -213,6 +215,7 @@ class TransitCustomer(Customer):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.key = f"tenant-{secrets.token_hex(4)}"
+        self.disabled = False
         world.bao.root("POST", f"transit/keys/{self.key}", {"type": "aes256-gcm96"})
 
     def body(self) -> dict[str, Any]:
@@ -240,9 +243,25 @@ class TransitCustomer(Customer):
         known = {
             "throttled": Fault(429, '{"errors":["request path rate limit quota exceeded"]}', {"Retry-After": "30"}),
             "unknown": Fault(400, '{"errors":["something quite new"]}'),
-            "denied": Fault(403, '{"errors":["1 error occurred:\\n\\t* permission denied\\n\\n"]}'),
+            "denied": Fault(403, '{"errors":["permission denied"]}'),
         }.get(kind)
         return known or super().fault(kind)
+
+    @override
+    def out(self, kind: str = "unavailable", times: int = 10_000) -> None:
+        """A 403 to everything would say that our token is refused: a denial is shown with the key itself."""
+        if kind == "denied":
+            self.disable()
+            self.disabled = True
+        else:
+            super().out(kind, times)
+
+    @override
+    def back(self) -> None:
+        super().back()
+        if self.disabled:
+            self.enable()
+            self.disabled = False
 
 
 class LocalCustomer(Customer):
