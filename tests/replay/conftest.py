@@ -21,7 +21,7 @@ import msgspec
 import pytest
 import uvicorn
 
-from app.api import schemas
+from app.api import schemas, schemas_turn
 
 KEY = "cfd_dev_eu_0123456789_secret"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,7 +50,7 @@ class FakeService:
         self.retry_after = b"0"
         self.calls: Counter[str] = Counter()
         self.commit_keys: list[str] = []
-        self.lie: Callable[[schemas.LoadOut], schemas.LoadOut] = lambda answer: answer
+        self.lie: Callable[[schemas_turn.LoadOut], schemas_turn.LoadOut] = lambda answer: answer
 
     async def __call__(self, scope, receive, send) -> None:
         path = scope["path"]
@@ -88,7 +88,7 @@ class FakeService:
 
     def serve(self, what: str, scope, headers, body: bytes) -> bytes:
         if what == "/v1/load":
-            return msgspec.json.encode(self.lie(self.load(msgspec.json.decode(body, type=schemas.LoadIn))))
+            return msgspec.json.encode(self.lie(self.load(msgspec.json.decode(body, type=schemas_turn.LoadIn))))
         if what == "turns":
             return msgspec.json.encode(self.turns(scope))
         key = headers[b"idempotency-key"].decode()
@@ -97,7 +97,7 @@ class FakeService:
             if first_body != body:
                 raise Problem(422, "idempotency-mismatch")
             return first
-        answer = msgspec.json.encode(self.commit(msgspec.json.decode(body, type=schemas.CommitIn)))
+        answer = msgspec.json.encode(self.commit(msgspec.json.decode(body, type=schemas_turn.CommitIn)))
         self.answers[key] = body, answer
         return answer
 
@@ -105,7 +105,7 @@ class FakeService:
         assert (request.session is None) != (request.external_id is None)
         return self.sessions.get(request.session or self.by_external.get(request.external_id))
 
-    def load(self, request: schemas.LoadIn) -> schemas.LoadOut:
+    def load(self, request: schemas_turn.LoadIn) -> schemas_turn.LoadOut:
         session = self.find(request)
         if session is None:
             raise Problem(404, "not-found")
@@ -115,10 +115,10 @@ class FakeService:
             for stored in reversed(session.objects.values())
             if any(one.collection in {None, stored.collection} for one in wanted)
         ]
-        loaded = schemas.LoadedContainer(session.id, session.commit, NOW, NOW, objects)
-        return schemas.LoadOut(loaded, session.turns[-request.turns.last :] if request.turns else [])
+        loaded = schemas_turn.LoadedContainer(session.id, session.commit, NOW, NOW, objects)
+        return schemas_turn.LoadOut(loaded, session.turns[-request.turns.last :] if request.turns else [])
 
-    def commit(self, request: schemas.CommitIn) -> schemas.CommitOut:
+    def commit(self, request: schemas_turn.CommitIn) -> schemas_turn.CommitOut:
         session = self.find(request)
         created = session is None
         if session is None:
@@ -144,9 +144,11 @@ class FakeService:
             session.turns.append(
                 schemas.TurnOut(number, uuid4(), "application/json", session.commit, NOW, msgspec.Raw(bytes(turn.json)))
             )
-        put_out = [schemas.PutOut(version) for version in versions]
+        put_out = [schemas_turn.PutOut(version) for version in versions]
         last = len(session.turns)
-        return schemas.CommitOut(schemas.Committed(session.id, session.commit, put_out, [], created, first, last))
+        return schemas_turn.CommitOut(
+            schemas_turn.Committed(session.id, session.commit, put_out, [], created, first, last)
+        )
 
     def turns(self, scope) -> schemas.TurnsOut:
         session = self.sessions.get(UUID(scope["path"].split("/")[3]))
