@@ -140,7 +140,8 @@ class WrongRegion(ConfideError):
     detail = "This API key belongs to another region."
 
     def __init__(self, region: str, base_url: str | None) -> None:
-        super().__init__(f"This API key belongs to region {region}." + (f" Send the request to {base_url}." if base_url else ""))
+        where = f" Send the request to {base_url}." if base_url else ""
+        super().__init__(f"This API key belongs to region {region}.{where}")
         self.region = region
         self.base_url = base_url
 

@@ -14,7 +14,7 @@ _DRAIN_BYTES: Final = 4 * 1024 * 1024
 _DRAIN_SECONDS: Final = 2.0
 
 
-class ClientGone(Exception):  # noqa: N818  it isn't an error of ours
+class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 

@@ -18,7 +18,7 @@ _NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 _CLOSE: Final = (b"connection", b"close")
 
 
-class BrokenStream(Exception):  # noqa: N818
+class BrokenStream(Exception):
     """A stream's source failed after the answer's head was sent. Its cause is for the log; it has no text."""
 
 

@@ -142,7 +142,8 @@ class KeyRows:
 async def guard(tx: Transaction, tenant: UUID, key: UUID) -> str | None:
     """Whether the caller's key stands and his tenant is active, at this moment: ``ok``, ``api-key`` or ``suspended``.
 
-    Operators' keys belong to the nil tenant, which has no row and no state. The auditors of a tenant that has left go on
+    Operators' keys belong to the nil tenant, which has no row and no state. The auditors of a tenant that has left go
+    on
     reading its audit log.
     """
     state: str = await tx.connection.fetchval(

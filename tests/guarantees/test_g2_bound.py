@@ -214,7 +214,8 @@ async def test_g2_names_of_a_container_cannot_be_moved(tenant: Tenant, superuser
     assert await _events(tenant) == 2
 
 
-# ---------------------------------------------------------------- keys and names, seen by a worker that has nothing cached
+# ---------------------------------------------------------------- keys and names, seen by a worker that has nothing
+# cached
 
 
 async def test_g2_swapped_container_keys_are_refused(database: str, tmp_path: Path, superuser: Any) -> None:
