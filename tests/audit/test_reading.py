@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import orjson

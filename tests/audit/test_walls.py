@@ -19,10 +19,7 @@ from tests.cell import Cell, Tenant
 TABLES = ("event", "event_object", "node", "checkpoint", "exported", "journal")
 
 
-@pytest.mark.parametrize("table", TABLES)
-async def test_g4_the_database_refuses_update_delete_and_truncate_on_audit_rows(
-    cell: Cell, tenant: Tenant, table: str
-) -> None:
+async def test_g4_the_database_refuses_update_delete_and_truncate_on_audit_rows(cell: Cell, tenant: Tenant) -> None:
     await a_turn(tenant)
     await sealed(cell, tenant)
     await tenant.auditor.get("/v1/audit/export")
@@ -30,20 +27,25 @@ async def test_g4_the_database_refuses_update_delete_and_truncate_on_audit_rows(
     await service.execute("SELECT set_config('confide.tenants', $1, false)", "{" + str(tenant.id) + "}")
     async with superuser(cell.url) as admin:
         await admin.execute("SET ROLE confide_owner")
-        partitions = await admin.fetch(
-            f"SELECT relid::text AS name FROM pg_partition_tree('confide_audit.{table}') WHERE isleaf"
-        )
-        names = [f"confide_audit.{table}", *(row["name"] for row in partitions)]
-        for name in names:
-            for statement in (f"UPDATE {name} SET tenant_id = tenant_id", f"DELETE FROM {name}", f"TRUNCATE {name}"):
-                with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                    await service.execute(statement)
-        for statement in (f"UPDATE {names[0]} SET tenant_id = tenant_id", f"DELETE FROM {names[0]}"):
-            with pytest.raises(asyncpg.RaiseError, match="never changed"):
-                await admin.execute(statement)
-        for name in names:
-            with pytest.raises(asyncpg.RaiseError, match="never changed"):
-                await admin.execute(f"TRUNCATE {name}")
+        for table in TABLES:
+            partitions = await admin.fetch(
+                f"SELECT relid::text AS name FROM pg_partition_tree('confide_audit.{table}') WHERE isleaf"
+            )
+            names = [f"confide_audit.{table}", *(row["name"] for row in partitions)]
+            for name in names:
+                for statement in (
+                    f"UPDATE {name} SET tenant_id = tenant_id",
+                    f"DELETE FROM {name}",
+                    f"TRUNCATE {name}",
+                ):
+                    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                        await service.execute(statement)
+            for statement in (f"UPDATE {names[0]} SET tenant_id = tenant_id", f"DELETE FROM {names[0]}"):
+                with pytest.raises(asyncpg.RaiseError, match="never changed"):
+                    await admin.execute(statement)
+            for name in names:
+                with pytest.raises(asyncpg.RaiseError, match="never changed"):
+                    await admin.execute(f"TRUNCATE {name}")
     await service.close()
 
 
