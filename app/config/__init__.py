@@ -89,7 +89,7 @@ class Settings:
     max_object_bytes: int = setting("CONFIDE_MAX_OBJECT_BYTES", whole(KIB, 16 * MIB), MIB)
     rate_per_second: int = setting("CONFIDE_RATE_PER_SECOND", whole(1, 1_000_000), 5000)
 
-    lanes: int = setting("CONFIDE_LANES", whole(1, 8), 2)
+    lanes: int = setting("CONFIDE_LANES", whole(1, 8), 1)
     lane_items: int = setting("CONFIDE_LANE_ITEMS", whole(1, 1024), 64)
     lane_bytes: int = setting("CONFIDE_LANE_BYTES", whole(64 * KIB, 256 * MIB), 8 * MIB)
     lane_waiting: int = setting("CONFIDE_LANE_WAITING", whole(1, 100_000), 4096)
