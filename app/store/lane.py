@@ -318,7 +318,8 @@ class Lane(Generic[Item]):
 class Lanes(Generic[Item]):
     """Lanes of one kind. An item goes where least is under way.
 
-    One is best where the database is near, since its batches are the largest; more of them pay where a commit takes long.
+    One is best where the database is near, since its batches are the largest; more of them pay where a commit takes
+    long.
     """
 
     def __init__(self, lanes: Sequence[Lane[Item]]) -> None:
