@@ -20,7 +20,7 @@ JOURNAL: Final = (
     " j.turns, j.commit_number, j.facts"
 )
 TAIL: Final = (
-    " FROM confide_audit.journal j LEFT JOIN confide_audit.mark m ON m.writer = j.writer"
+    " FROM confide_audit.journal j LEFT JOIN confide_audit.sealer_mark m ON m.writer = j.writer"
     " WHERE j.tenant_id = $1 AND j.time >= (SELECT s.swept_to FROM confide_audit.sealer s)"
     " AND j.flush > coalesce(m.flush, 0)"
 )

@@ -18,7 +18,7 @@ CREATE TABLE confide_audit.log (
 ) WITH (fillfactor = 50);
 
 -- How far each writer's flushes are sealed. Written together with the events.
-CREATE TABLE confide_audit.mark (
+CREATE TABLE confide_audit.sealer_mark (
     writer     uuid PRIMARY KEY,
     flush      bigint NOT NULL,
     time       timestamptz NOT NULL       -- of the last event sealed
@@ -187,7 +187,7 @@ GRANT SELECT ON confide_audit.event, confide_audit.node, confide_audit.checkpoin
 
 GRANT SELECT, INSERT ON confide_audit.event, confide_audit.event_object, confide_audit.node, confide_audit.checkpoint,
     confide_audit.exported TO confide_service;
-GRANT SELECT, INSERT, UPDATE ON confide_audit.log, confide_audit.mark, confide_audit.retention, confide_audit.stream
+GRANT SELECT, INSERT, UPDATE ON confide_audit.log, confide_audit.sealer_mark, confide_audit.retention, confide_audit.stream
     TO confide_service;
 GRANT SELECT, UPDATE ON confide_audit.sealer TO confide_service;
 
@@ -204,7 +204,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' SET enable_seqscan = o
     SELECT j.tenant_id, j.id, j.time, j.writer, j.seq, j.flush, j.action, j.outcome, j.reason, j.container, j.objects,
            j.versions, j.turns, j.commit_number, j.facts
     FROM (SELECT w.id, coalesce(m.flush, 0) AS mark, CASE WHEN w.flush < 0 THEN -w.flush - 1 ELSE w.flush END AS top
-          FROM confide_audit.writer w LEFT JOIN confide_audit.mark m ON m.writer = w.id
+          FROM confide_audit.writer w LEFT JOIN confide_audit.sealer_mark m ON m.writer = w.id
           WHERE p_writer IS NULL OR w.id = p_writer) w
     JOIN confide_audit.journal j ON j.writer = w.id AND j.flush > w.mark
         AND j.flush <= least(w.top, w.mark + p_step)
@@ -217,7 +217,7 @@ RETURNS TABLE (writer uuid, mark bigint, top bigint, "time" timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
     SELECT w.id, coalesce(m.flush, 0), CASE WHEN w.flush < 0 THEN -w.flush - 1 ELSE w.flush END,
            coalesce(m.time, w.started_at)
-    FROM confide_audit.writer w LEFT JOIN confide_audit.mark m ON m.writer = w.id
+    FROM confide_audit.writer w LEFT JOIN confide_audit.sealer_mark m ON m.writer = w.id
     WHERE CASE WHEN w.flush < 0 THEN -w.flush - 1 ELSE w.flush END > coalesce(m.flush, 0)
 $$;
 
