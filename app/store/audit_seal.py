@@ -169,7 +169,8 @@ async def insert_nodes(connection: Connection, nodes: Sequence[tuple[UUID, int, 
 async def set_marks(connection: Connection, marks: Sequence[tuple[UUID, int, datetime]]) -> None:
     await connection.execute(
         "INSERT INTO confide_audit.sealer_mark AS m (writer, flush, time) SELECT * FROM unnest($1::uuid[],"
-        " $2::bigint[], $3::timestamptz[]) ON CONFLICT (writer) DO UPDATE SET flush = EXCLUDED.flush, time = EXCLUDED.time",
+        " $2::bigint[], $3::timestamptz[]) ON CONFLICT (writer)"
+        " DO UPDATE SET flush = EXCLUDED.flush, time = EXCLUDED.time",
         *map(list, zip(*marks, strict=True)),
     )
 
