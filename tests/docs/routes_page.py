@@ -8,7 +8,7 @@ from typing import Final
 from app.api.docs_page import docs_routes
 from app.api.health import health_routes
 from app.api.table import Route
-from app.main import RESOURCES
+from app.assembly import RESOURCES
 from app.observability.metrics import Metrics
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "routes.md"

@@ -16,12 +16,11 @@ FUNCTION_LINES = 70
 
 # Longer than the rule, with what they may have at most; none may be added.
 LONGER = {
-    "app/main.py": 600,
     "tests/dialogue/test_load_commit.py": 500,
     "tests/dialogue/test_objects.py": 500,
     "tests/replay/test_replay.py": 500,
 }
-LONG_FUNCTIONS = {"app/main.py:assemble"}
+LONG_FUNCTIONS = {"app/assembly.py:assemble"}
 
 NAMELESS = {"base", "common", "helper", "helpers", "manager", "util", "utils"}
 MARKS = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
