@@ -122,6 +122,8 @@ class AppChanges(In):
 class CommitIn(In):
     """One dialogue turn, all or nothing. ``create`` makes the session if ``external_id`` names none.
 
+    Deletes come first, then puts and merges, and ``keep_newest`` last; turns are appended in their order.
+
     ``expected_commit``: the session's commit number must be this one, or the commit is refused with 412.
     """
 

@@ -152,6 +152,34 @@ BEGIN
         WHERE a.new_key IS NOT NULL AND v_ok[a.n];
     END IF;
 
+    -- What a commit deletes goes before what it puts, so that it can replace a collection; it prunes last.
+    IF o_type && ARRAY['delete', 'delete-many', 'erase'] THEN
+        WITH doomed AS (
+            SELECT o.n, b.tenant_id, b.container_id, b.id, b.version
+            FROM unnest(o_target, o_type, o_id, o_collection, o_tags) WITH ORDINALITY
+                 AS o (target, type, id, collection, tags, n)
+            CROSS JOIN LATERAL (
+                SELECT e.* FROM confide.context_object e
+                WHERE o.type = 'delete' AND e.tenant_id = r_tenant[t_request[o.target]]
+                  AND e.container_id = t_container[o.target] AND e.id = o.id
+                UNION ALL
+                SELECT e.* FROM confide.context_object e
+                WHERE o.type IN ('delete-many', 'erase') AND e.tenant_id = r_tenant[t_request[o.target]]
+                  AND e.container_id = t_container[o.target]
+                  AND (o.collection IS NULL OR e.collection_tag = o.collection)
+                  AND (o.tags IS NULL OR position(o.tags IN e.tags) > 0)
+            ) b
+            WHERE v_ok[o.target]
+        ), deleted AS (
+            DELETE FROM confide.context_object e USING doomed d
+            WHERE e.tenant_id = d.tenant_id AND e.container_id = d.container_id AND e.id = d.id
+            RETURNING d.n, e.id, e.version
+        )
+        SELECT coalesce(array_agg(deleted.n::int), '{}'), coalesce(array_agg(deleted.id), '{}'),
+               coalesce(array_agg(deleted.version), '{}')
+        INTO v_gone, v_gone_id, v_gone_version FROM deleted;
+    END IF;
+
     IF 'put' = ANY (o_type) THEN
         WITH written AS (
         INSERT INTO confide.context_object AS e (tenant_id, container_id, id, version, collection_tag, ck_generation, size,
@@ -175,26 +203,15 @@ BEGIN
         WHERE w.made;
     END IF;
 
-    IF o_type && ARRAY['delete', 'delete-many', 'prune', 'erase'] THEN
+    IF 'prune' = ANY (o_type) THEN
         WITH doomed AS (
-            SELECT o.n, b.tenant_id, b.container_id, b.id, b.version
-            FROM unnest(o_target, o_type, o_id, o_collection, o_tags, o_number) WITH ORDINALITY
-                 AS o (target, type, id, collection, tags, keep, n)
+            SELECT o.n, b.tenant_id, b.container_id, b.id
+            FROM unnest(o_target, o_type, o_collection, o_number) WITH ORDINALITY AS o (target, type, collection, keep, n)
             CROSS JOIN LATERAL (
                 SELECT e.* FROM confide.context_object e
-                WHERE o.type = 'delete' AND e.tenant_id = r_tenant[t_request[o.target]]
-                  AND e.container_id = t_container[o.target] AND e.id = o.id
-                UNION ALL
-                SELECT e.* FROM confide.context_object e
-                WHERE o.type IN ('delete-many', 'erase') AND e.tenant_id = r_tenant[t_request[o.target]]
-                  AND e.container_id = t_container[o.target]
-                  AND (o.collection IS NULL OR e.collection_tag = o.collection)
-                  AND (o.tags IS NULL OR position(o.tags IN e.tags) > 0)
-                UNION ALL
-                (SELECT e.* FROM confide.context_object e
-                 WHERE o.type = 'prune' AND e.tenant_id = r_tenant[t_request[o.target]]
-                   AND e.container_id = t_container[o.target] AND e.collection_tag = o.collection
-                 ORDER BY e.version DESC OFFSET CASE WHEN o.type = 'prune' THEN o.keep ELSE 0 END)
+                WHERE o.type = 'prune' AND e.tenant_id = r_tenant[t_request[o.target]]
+                  AND e.container_id = t_container[o.target] AND e.collection_tag = o.collection
+                ORDER BY e.version DESC OFFSET CASE WHEN o.type = 'prune' THEN o.keep ELSE 0 END
             ) b
             WHERE v_ok[o.target]
         ), deleted AS (
@@ -202,8 +219,8 @@ BEGIN
             WHERE e.tenant_id = d.tenant_id AND e.container_id = d.container_id AND e.id = d.id
             RETURNING d.n, e.id, e.version
         )
-        SELECT coalesce(array_agg(deleted.n::int), '{}'), coalesce(array_agg(deleted.id), '{}'),
-               coalesce(array_agg(deleted.version), '{}')
+        SELECT v_gone || coalesce(array_agg(deleted.n::int), '{}'), v_gone_id || coalesce(array_agg(deleted.id), '{}'),
+               v_gone_version || coalesce(array_agg(deleted.version), '{}')
         INTO v_gone, v_gone_id, v_gone_version FROM deleted;
     END IF;
 

@@ -461,3 +461,19 @@ async def test_the_same_session_stays_usable_after_all_these_refusals(tenant: Te
     for _ in range(3):
         refused(await tenant.runtime.post("/v1/commit", json={"session": place, "expected_commit": 99}), 412)
     await say(tenant.runtime, place, "fine")
+
+
+async def test_a_commit_can_replace_a_collection_and_prune_what_it_put(tenant: Tenant) -> None:
+    own = name()
+    old = [{"collection": "c", "key": f"old{n}", "json": n} for n in range(3)]
+    await commit(tenant.runtime, external_id=own, create={}, put=old)
+    new = [{"collection": "c", "key": f"new{n}", "json": n} for n in range(3)]
+    await commit(tenant.runtime, external_id=own, delete=[{"collection": "c"}], put=new)
+    assert sorted(keys_of(await load(tenant.runtime, external_id=own, context=[{}]))) == ["new0", "new1", "new2"]
+    more = [{"collection": "c", "key": "newest", "json": 1}]
+    await commit(tenant.runtime, external_id=own, put=more, delete=[{"collection": "c", "keep_newest": 1}])
+    assert keys_of(await load(tenant.runtime, external_id=own, context=[{}])) == ["newest"]
+
+
+def keys_of(loaded: Any) -> list[str]:
+    return [each["key"] for each in loaded["session"]["context"]]
