@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from app.store.audit_pool import AuditPool
+from app.store.erasables import counted, forgetting
 
 
 class Erasables:
@@ -17,9 +18,4 @@ class Erasables:
     async def erase(self, tenant: UUID, commitments: Sequence[str]) -> int:
         """Erase values and salts; answers how many there were. Leaves keep the commitments, which then say nothing."""
         async with self._pool.transaction(tenant) as tx:
-            done = await tx.connection.execute(
-                "DELETE FROM confide_audit.erasable WHERE tenant_id = $1 AND commitment = ANY($2)",
-                tenant,
-                list(commitments),
-            )
-        return int(done.rpartition(" ")[2])
+            return counted(await tx.connection.execute(*forgetting(tenant, commitments)))

@@ -17,6 +17,7 @@ import orjson
 
 from app.audit.event import commitment
 from app.identity import NO_UUID, Caller, Purpose
+from app.store.erasables import keep_value
 from app.store.lane import Lanes
 from app.store.ledger import Ledger
 from app.store.statements import Record
@@ -80,14 +81,7 @@ class Auditing:
         salt = secrets.token_bytes(16)
         made = commitment(address, salt)
         async with self._ledger.transaction(tenant) as tx:
-            await tx.connection.execute(
-                "INSERT INTO confide_audit.erasable (tenant_id, commitment, salt, value) VALUES ($1, $2, $3, $4)"
-                " ON CONFLICT DO NOTHING",
-                tenant,
-                made,
-                salt,
-                address,
-            )
+            await keep_value(tx, tenant, made, salt, address)
         self._sources[(tenant, address)] = made
         if len(self._sources) > KEPT:
             self._sources.popitem(last=False)

@@ -100,7 +100,7 @@ class Bindings:
 
     async def inventory(self, caller: Caller, trace: Trace) -> Inventory:
         async with self._control.look(caller, trace) as tx:
-            tenant = await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1", caller.tenant)
+            tenant = await rows.tenant_row(tx, caller.tenant)
             return Inventory(
                 tenant,
                 await rows.all_of(tx, caller.tenant),
@@ -158,7 +158,7 @@ class Bindings:
         """Run the doctor: every call is in the log. Raises ``NotFound``, ``Conflict``, ``Unavailable``."""
         async with self._control.look(caller, trace) as tx:
             row = await rows.get(tx, caller.tenant, binding)
-            tenant = await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1", caller.tenant)
+            tenant = await rows.tenant_row(tx, caller.tenant)
             generation = await last_generation(tx, caller.tenant) + 1
         if row is None:
             raise NotFound
@@ -285,16 +285,9 @@ class Bindings:
         async with self._control.act(caller, trace, "key.policy") as act:
             act.detail |= columns
             act.detail |= {name: _plain(value) for name, value in kept.items()}
-            await act.tx.connection.execute(
-                "UPDATE confide.tenant SET lease_seconds = coalesce($2, lease_seconds),"
-                " grace_seconds = coalesce($3, grace_seconds), settings = (settings || $4::jsonb) - $5::text[],"
-                " epoch = epoch + 1, changed_at = now() WHERE id = $1",
-                caller.tenant,
-                columns.get("lease_seconds"),
-                columns.get("grace_seconds"),
-                orjson.dumps({name: value for name, value in kept.items() if value is not None}).decode(),
-                drop,
-            )
+            given = orjson.dumps({name: value for name, value in kept.items() if value is not None}).decode()
+            lease, grace = columns.get("lease_seconds"), columns.get("grace_seconds")
+            await rows.set_policy(act.tx, caller.tenant, lease, grace, given, drop)
             return await lock_tenant(act.tx, caller.tenant)
 
 

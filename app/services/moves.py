@@ -108,7 +108,7 @@ class Moves:
         """
         async with self._control.look(caller, trace) as tx:
             row = await rows.get(tx, caller.tenant, binding)
-            tenant = await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1", caller.tenant)
+            tenant = await rows.tenant_row(tx, caller.tenant)
             generation = await last_generation(tx, caller.tenant) + 1
         if row is None:
             raise NotFound

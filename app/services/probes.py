@@ -113,12 +113,7 @@ class Prober:
         for root in roots:
             await self._wrap_again(tenant, provider, root)
         async with self._ledger.transaction(tenant) as tx:
-            await tx.connection.execute(
-                "UPDATE confide_keys.binding SET kek_version = $3 WHERE tenant_id = $1 AND id = $2",
-                tenant,
-                binding,
-                version,
-            )
+            await rows.set_kek_version(tx, tenant, binding, version)
             detail = {"binding": str(binding), "from": row["kek_version"] or "", "to": version, "roots": len(roots)}
             tx.event(tenant, "key.rotate", orjson.dumps({"kek": provider.kek_uri, "detail": detail}).decode())
 

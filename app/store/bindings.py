@@ -189,3 +189,30 @@ async def settle(tx: Transaction, tenant: UUID, from_states: list[str]) -> tuple
         from_states,
     )
     return (row["before"], row["after"]) if row is not None else None
+
+
+async def set_kek_version(tx: Transaction, tenant: UUID, binding: UUID, version: str) -> None:
+    """The KMS has moved to another version of the key, and what depends on it is wrapped anew."""
+    await tx.connection.execute(
+        "UPDATE confide_keys.binding SET kek_version = $3 WHERE tenant_id = $1 AND id = $2", tenant, binding, version
+    )
+
+
+async def tenant_row(tx: Transaction, tenant: UUID) -> Any:
+    return await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1", tenant)
+
+
+async def set_policy(
+    tx: Transaction, tenant: UUID, lease: int | None, grace: int | None, settings: str, dropped: list[str]
+) -> None:
+    """Change what is given (seconds; ``settings`` is JSON), drop settings by name, and move the epoch."""
+    await tx.connection.execute(
+        "UPDATE confide.tenant SET lease_seconds = coalesce($2, lease_seconds),"
+        " grace_seconds = coalesce($3, grace_seconds), settings = (settings || $4::jsonb) - $5::text[],"
+        " epoch = epoch + 1, changed_at = now() WHERE id = $1",
+        tenant,
+        lease,
+        grace,
+        settings,
+        dropped,
+    )
