@@ -171,9 +171,9 @@ async def test_what_is_older_than_seven_days_is_left_out_and_the_log_says_so(
         await admin.execute("UPDATE confide_audit.event SET sealed_at = sealed_at - interval '9 days'")
         await admin.execute("UPDATE confide_audit.stream SET next_leaf = 0")
         size = await admin.fetchval("SELECT size FROM confide_audit.log WHERE tenant_id = $1", tenant.id)
-    await cell.parts.services.audit.streams.push()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
+            await cell.parts.services.audit.streams.push()  # what the leader does at each poll
             shown = (await tenant.admin.get("/v1/audit/streams")).json()["streams"][0]
             if shown["dropped"] == size:
                 break
