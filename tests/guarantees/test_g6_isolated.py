@@ -219,7 +219,8 @@ async def test_g6_the_service_owns_nothing_and_passes_no_wall(cell: Cell, superu
     assert {table["owner"] for table in await _tables(superuser)} == {"confide_owner"}
     rights = await superuser.fetchrow(
         "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcanlogin,"
-        " pg_has_role('confide_service', 'confide_owner', 'MEMBER') AS owns FROM pg_roles WHERE rolname = 'confide_service'"
+        " pg_has_role('confide_service', 'confide_owner', 'MEMBER') AS owns"
+        " FROM pg_roles WHERE rolname = 'confide_service'"
     )
     assert not any(rights.values())
 
