@@ -86,7 +86,7 @@ def use(runtime: httpx2.Client, admin: httpx2.Client, word: Marker) -> None:
     """Every place where a client puts something of its own, through every way in."""
     call, person, app = word("external id"), word("subject"), word("app")
     collection, key, tag = word("collection"), word("key"), word("tag")
-    whole = {
+    whole: dict[str, Any] = {
         "external_id": call,
         "create": {"subject": person, "labels": [word("label")]},
         "put": [
@@ -175,7 +175,8 @@ def fail(runtime: httpx2.Client, admin: httpx2.Client, word: Marker) -> list[htt
         (422, "POST", "/v1/privacy/holds", {"json": {"external_id": "x", "reason": word("long reason") * 200}}),
         (404, "POST", "/v1/privacy/erasures", {"json": {"external_id": word("erased nobody")}}),
     ]
-    answers, seen = [], set()
+    answers: list[httpx2.Response] = []
+    seen: set[int] = set()
     with httpx2.Client(base_url=runtime.base_url, timeout=60) as nobody:
         for status, method, path, rest in refusals:
             client = admin if path.startswith("/v1/privacy") else runtime
@@ -205,8 +206,11 @@ def wait(condition: Callable[[], bool]) -> None:
 async def rows(state: Path) -> list[tuple[str, bytes]]:
     """Every row of every table as PostgreSQL unpacks it; and afterwards everything is in the files too."""
     port = int((state / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[3])
-    account = {"user": "postgres", "password": (state / "postgres" / "superuser.password").read_text().strip()}
-    found = []
+    account: dict[str, Any] = {
+        "user": "postgres",
+        "password": (state / "postgres" / "superuser.password").read_text().strip(),
+    }
+    found: list[tuple[str, bytes]] = []
     connection = await asyncpg.connect(host="127.0.0.1", port=port, database="postgres", **account)
     databases = await connection.fetch("SELECT datname FROM pg_database WHERE datallowconn")
     await connection.close()
@@ -274,7 +278,8 @@ async def test_g1_nothing_that_a_client_says_or_names_is_in_a_file_a_log_a_metri
         leaks += [f"refusal {number} {answer.status_code}: {hit}" for hit in word.found_in(told)]
     leaks += [f"metrics: {hit}" for hit in word.found_in(metrics.content)]
     leaks += [f"audit log: {hit}" for hit in word.found_in(events.content)]
-    searched, in_clear = set(), set()
+    searched: set[str] = set()
+    in_clear: set[tuple[str, str]] = set()
     for name, content in [*unpacked, *files_below(tmp_path)]:
         searched.add(name)
         leaks += [f"{name}: {hit}" for hit in [*word.found_in(name.encode()), *word.found_in(content)]]
