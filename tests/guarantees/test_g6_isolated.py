@@ -233,6 +233,8 @@ async def test_g6_with_one_tenant_named_nothing_of_another_is_visible_or_writabl
         await _belongings(cell, tenant)
     tables = [table for table in await _tables(superuser) if table["wall"] is not None]
     connection = await connector(database)()
+    kept = [table for table in tables if not table["name"].startswith("confide_audit.")]  # the sealer writes there
+    before = [await _rows_of(superuser, table, other.id) for table in kept]
     filled = 0
     try:
         for table in tables:
@@ -242,8 +244,7 @@ async def test_g6_with_one_tenant_named_nothing_of_another_is_visible_or_writabl
             for named in (str(one.id), ""):
                 await _blind(connection, name, wall, other.id, named)
         assert filled >= 8
-        for table in tables:
-            assert await _unchanged(superuser, table, other.id)
+        assert [await _rows_of(superuser, table, other.id) for table in kept] == before
     finally:
         await connection.close()
 
@@ -267,11 +268,13 @@ async def _blind(connection: Any, name: str, wall: str, other: UUID, named: str)
         async with connection.transaction():
             await connection.execute("SELECT set_config('confide.tenants', $1, true)", "{" + named + "}")
             await connection.execute(columns, other)
-    assert caught.value.sqlstate in {"42501", "23502", "P0001", "23514"}, (name, caught.value.sqlstate)
+    # Columns that are missing would be told after the wall has let the row pass; a missing partition is told before.
+    assert caught.value.sqlstate in {"42501", "P0001"} or "no partition" in str(caught.value), (name, caught.value)
 
 
-async def _unchanged(superuser: Any, table: Any, other: UUID) -> bool:
-    return await superuser.fetchval(f"SELECT count(*) >= 0 FROM {table['name']} WHERE {table['wall']} = $1", other)
+async def _rows_of(superuser: Any, table: Any, tenant: UUID) -> list[str]:
+    query = f"SELECT t::text FROM {table['name']} AS t WHERE {table['wall']} = $1 ORDER BY 1"
+    return [row[0] for row in await superuser.fetch(query, tenant)]
 
 
 async def test_g6_the_wall_is_seen_by_the_test(cell: Cell, database: str, superuser: Any) -> None:
