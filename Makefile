@@ -7,6 +7,7 @@ SHELL := /bin/sh
 
 PORT ?= 8080
 WORKERS ?= 2
+EXAMPLES ?= 200
 ARGS ?=
 BIN := .venv/bin
 
@@ -60,6 +61,10 @@ run: $(RUN) ## serve on PORT (8080) with an embedded PostgreSQL and a demo tenan
 .PHONY: test
 test: $(DEV) ## run the tests on WORKERS (2) processes; ARGS adds pytest arguments: make test ARGS='tests/embedded -k kill'
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(DEV) ## hold the service to its OpenAPI document with EXAMPLES (200) random requests an operation
+	@CONFIDE_FUZZ_EXAMPLES="$(EXAMPLES)" $(BIN)/python -m pytest -n $(WORKERS) tests/guarantees/test_openapi_truth.py $(ARGS)
 
 .PHONY: bench-revocation
 bench-revocation: $(DEV) ## time from withdrawing a key to the last plaintext, and back; ARGS=--quick for a few runs only

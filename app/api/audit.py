@@ -176,7 +176,7 @@ ROUTES: Final = (
         scope=Scope.AUDIT_READ,
         tags=_TAGS,
         query=(_FROM, _TO),
-        errors=(TenantSuspended,),
+        errors=(TenantSuspended, InvalidRequest),
     ),
     Route(
         "GET",
@@ -187,6 +187,7 @@ ROUTES: Final = (
         {200: ResponseDoc("Counts; by default of the last thirty days.", CountsOut)},
         scope=Scope.CELL_READ,
         tags=_TAGS,
+        errors=(InvalidRequest,),
         query=(_FROM, _TO),
     ),
     Route(

@@ -186,7 +186,7 @@ def _routes(kind: Kind) -> tuple[Route, ...]:
               {200: ResponseDoc("How many went.", Removed)},
               query=(_COLLECTION, _TAG,
                      QueryParam("keep_newest", Annotated[int, Meta(ge=0, le=100000)], "Keep so many of it.")),
-              headers=(PURPOSE,), errors=(NotFound, Conflict, PreconditionRequired), **write),
+              headers=(PURPOSE,), errors=(InvalidRequest, NotFound, Conflict, PreconditionRequired), **write),
         Route("GET", one, _get(kind), f"get_{name}_object", "Get one object's bytes",
               {200: ResponseDoc("The bytes, with their content type.", content_type="*/*", headers=(ETAG,)),
                304: ResponseDoc("It is still the version of If-None-Match.", headers=(ETAG,))},

@@ -70,7 +70,7 @@ ROUTES: Final = (
                  QueryParam("before", Annotated[int, Meta(ge=1, le=9007199254740991)], "Turns below this number."),
                  QueryParam("last", Count, "The last n turns."),
                  QueryParam("limit", Count, "Turns in a page.", default=100)),
-          headers=(PURPOSE,), errors=(NotFound,), **_COMMON),
+          headers=(PURPOSE,), errors=(InvalidRequest, NotFound), **_COMMON),
     Route("POST", _PATH, append_turns, "append_turns", "Append turns",
           {200: ResponseDoc("The numbers that they got.", AppendOut)},
           scope=Scope.CONTEXT_WRITE, body=AppendIn, limit="envelope", headers=(IDEMPOTENCY_KEY, PURPOSE),
