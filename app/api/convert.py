@@ -46,7 +46,8 @@ def call_of(request: Request, body: Struct | bytes | None = None) -> Call:
     if key is None:
         return Call(request.caller, request.purpose_or_none, trace)
     raw = body if isinstance(body, bytes) else _encode(body)
-    target = f"{request.method} {request.route.path} {request.params}".encode()
+    headers = [request.header(name) for name in (b"content-type", b"if-match", b"if-none-match")]
+    target = f"{request.method} {request.route.path} {request.params} {dict(request.query)} {headers}".encode()
     return Call(request.caller, request.purpose_or_none, trace, key, target + b"\x00" + raw)
 
 

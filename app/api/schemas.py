@@ -201,7 +201,7 @@ class SessionsOut(Out):
 
 
 class BranchIn(In):
-    """Copy a session up to a turn or a commit, under a new container key. Objects changed after ``commit`` are left
+    """Copy a session up to a turn or a commit, under a new container key. Objects changed after it are left
     out.
     """
 

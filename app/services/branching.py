@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -64,7 +65,8 @@ class Branching:
         else:
             raise Conflict("The session changes faster than it can be copied. Try again.")
         kept_turns = [each for each in turns if _within(each, turn, commit)]
-        kept = [each for each in objects if commit is None or each.commit <= commit]
+        until = _commit_of(turns, turn) if turn is not None else commit
+        kept = [each for each in objects if until is None or each.commit <= until]
         changes = Changes(
             Where(Kind.SESSION, external=external),
             "branch",
@@ -108,6 +110,12 @@ class Branching:
 
 def _within(turn: Turn, last: int | None, commit: int | None) -> bool:
     return (last is None or turn.number <= last) and (commit is None or turn.commit <= commit)
+
+
+def _commit_of(turns: Sequence[Turn], last: int) -> int | None:
+    """The commit that the context stood at when turn ``last`` was the last one; None where that is now."""
+    later = [each.commit for each in turns if each.number > last]
+    return min(later) - 1 if later else None
 
 
 def _copy(found: Found) -> Put:

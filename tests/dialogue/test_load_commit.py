@@ -477,3 +477,12 @@ async def test_a_commit_can_replace_a_collection_and_prune_what_it_put(tenant: T
 
 def keys_of(loaded: Any) -> list[str]:
     return [each["key"] for each in loaded["session"]["context"]]
+
+
+async def test_one_idempotency_key_stands_for_one_request_with_its_headers_and_query(tenant: Tenant) -> None:
+    place = await session(tenant.runtime)
+    url, key = f"/v1/sessions/{place}/context/c/k", {"idempotency-key": "once"}
+    done(await tenant.runtime.put(url, content=b"x", headers=key))
+    done(await tenant.runtime.put(url, content=b"x", headers=key))
+    for more, query in ((key | {"content-type": "text/plain"}, ""), (key | {"if-match": "*"}, ""), (key, "?tag=t")):
+        refused(await tenant.runtime.put(url + query, content=b"x", headers=more), 422, "idempotency-mismatch")

@@ -248,6 +248,7 @@ async def test_a_branch_up_to_a_turn_ends_there(tenant: Tenant) -> None:
     made = done(await tenant.runtime.post(f"/v1/sessions/{source}/branch", json={"turn": 1}), 201)
     copy = await load(tenant.runtime, session=made["session"]["id"], context=[{}], turns={"last": 9})
     assert words_of(copy["turns"]) == ["t1"]
+    assert [each["key"] for each in copy["session"]["context"]] == ["1"]  # what the second turn brought isn't there
 
 
 async def test_a_branch_and_its_source_go_their_own_ways(cell: Cell, tenant: Tenant) -> None:
