@@ -76,9 +76,9 @@ def _period(request: Request) -> tuple[datetime, datetime]:
     try:
         since = request.query["from"] or until - _PERIOD
     except OverflowError:
-        raise InvalidRequest("The period is not valid.", "to") from None
+        raise InvalidRequest("The period is not valid.", "/to") from None
     if since > until:
-        raise InvalidRequest("The period ends before it begins.", "from")
+        raise InvalidRequest("The period ends before it begins.", "/from")
     return since, until
 
 
