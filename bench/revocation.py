@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,6 +132,9 @@ class Bench:
         tenant = Tenant(UUID(made["tenant"]["id"]), admin, issued.raise_for_status().json()["secret"])
         policy = {"lease_seconds": lease, "allowed_kms_regions": [REGION, "westeurope"]}
         (await admin.patch("/v1/keys/policy", json=policy)).raise_for_status()
+        ends = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        consent = {"scope": "kms", "destination": "westeurope", "safeguard": "scc", "expires_at": ends}
+        (await admin.post("/v1/privacy/consents", json=consent)).raise_for_status()
         binding = (await admin.post("/v1/keys/bindings", json=customer.body())).raise_for_status().json()
         customer.paste(binding.get("steps", []))
         where = f"/v1/keys/bindings/{binding['id']}"

@@ -19,30 +19,20 @@ from app.kms.binding import Binding, record
 from app.kms.doctor import Check, Outcome, Patient, examine, may_activate
 from app.kms.onboarding import Step, steps
 from app.kms.provider import KmsError
+from app.services import key_transfers
 from app.services.auditing import Trace
 from app.services.control import ControlPlane
 from app.services.kms_calls import KmsCalls
 from app.services.providers import Providers, stored_binding
 from app.store import bindings as rows
 from app.store import jobs as job_rows
+from app.store import privacy_records as consents
 from app.store.keys import destroy_roots, last_generation, lock_tenant, move_epoch, move_key_state, roots_of
 from app.store.ledger import Transaction
 
 VENDOR: Final = "vendor"
 MOVES: Final = ["reseal", "rekey"]
 MAX_BINDINGS: Final = 32
-REGIONS_NEARBY: Final[Mapping[str, frozenset[str]]] = {
-    "eu-central-1": frozenset({"germanywestcentral", "germanynorth"}),
-    "eu-west-1": frozenset({"northeurope"}),
-    "eu-west-2": frozenset({"uksouth", "ukwest"}),
-    "eu-west-3": frozenset({"francecentral"}),
-    "eu-central-2": frozenset({"switzerlandnorth"}),
-    "eu-north-1": frozenset({"swedencentral"}),
-    "us-east-1": frozenset({"eastus", "eastus2"}),
-    "us-east-2": frozenset({"centralus", "northcentralus"}),
-    "us-west-2": frozenset({"westus2"}),
-}
-"""A cell's region under the names of the other cloud, the same country each: allowed unless the tenant decides."""
 
 Signed = Callable[[bytes], str]
 """Signs a statement's bytes with the cell's audit key: a signed note's text."""
@@ -73,9 +63,7 @@ def policy_of(row: Any, region: str) -> Policy:
     """From the tenant's row."""
     settings = orjson.loads(row["settings"])
     regions = settings.get("allowed_kms_regions")
-    allowed = (
-        frozenset(regions) if regions is not None else frozenset({region}) | REGIONS_NEARBY.get(region, frozenset())
-    )
+    allowed = frozenset(regions) if regions is not None else key_transfers.home(region)
     return Policy(row["lease_seconds"], row["grace_seconds"], settings.get("rotation_days"), allowed)
 
 
@@ -136,9 +124,11 @@ class Bindings:
             if given.get("provider") == VENDOR:
                 if len(given) > 1:
                     raise InvalidRequest("A binding to the vendor's key has no further fields.", "")
-                provider, fields, external = VENDOR, {}, ""
+                provider, fields, external, transfer_to = VENDOR, {}, "", None
             else:
                 made = self._validated(caller.tenant, given, policy_of(tenant, self._region))
+                transfer_to = key_transfers.destination(made, self._providers.registry.settings)
+                key_transfers.require(transfer_to, await consents.consented(act.tx, caller.tenant, "kms"))
                 provider = made.provider
                 fields = {name: value for name, value in record(made).items() if name != "provider"}
                 external = fields.get("external_id") or fields.get("proof") or ""
@@ -147,7 +137,7 @@ class Bindings:
                 >= MAX_BINDINGS
             ):
                 raise Conflict("The tenant has too many bindings. Retire one first.")
-            row = await rows.insert(act.tx, caller.tenant, new_id(), provider, fields, external)
+            row = await rows.insert(act.tx, caller.tenant, new_id(), provider, fields, external, transfer_to)
             act.detail |= {"binding": str(row["id"]), "provider": provider}
         return row
 
@@ -160,14 +150,17 @@ class Bindings:
             row = await rows.get(tx, caller.tenant, binding)
             tenant = await rows.tenant_row(tx, caller.tenant)
             generation = await last_generation(tx, caller.tenant) + 1
+            consented = await consents.consented(tx, caller.tenant, "kms")
         if row is None:
             raise NotFound
         if row["state"] == "retired":
             raise Conflict("The binding is retired. Make a new one.")
-        checks = await self.examined(caller.tenant, row, policy_of(tenant, self._region), generation)
+        policy = policy_of(tenant, self._region)
+        checks, transfer_to = await self.examined(caller.tenant, row, policy, generation, consented)
         ok = may_activate(checks)
         async with self._control.act(caller, trace, "binding.check") as act:
             await rows.get(act.tx, caller.tenant, binding, lock=True)
+            await rows.note_transfer(act.tx, caller.tenant, binding, transfer_to)
             after = await rows.keep_report(act.tx, caller.tenant, binding, [asdict(each) for each in checks], ok=ok)
             failed = [each.name for each in checks if each.outcome is Outcome.FAIL]
             act.detail |= {"binding": str(binding), "ok": str(ok).lower(), "failed": ",".join(failed)}
@@ -175,22 +168,35 @@ class Bindings:
                 moved(act.tx, caller.tenant, binding, row["state"], after["state"])
         return after, checks
 
-    async def examined(self, tenant: UUID, row: Any, policy: Policy, generation: int) -> list[Check]:
-        """What the doctor finds of a binding now."""
+    async def examined(
+        self, tenant: UUID, row: Any, policy: Policy, generation: int, consented: frozenset[str]
+    ) -> tuple[list[Check], str | None]:
+        """What the doctor finds of a binding now, and the region abroad that its key is in.
+
+        A key that is known to be abroad isn't called without a consent.
+        """
+        transfer_to: str | None = row["transfer_to"]
+        if transfer_to is not None and transfer_to not in consented:
+            return [key_transfers.look(transfer_to, consented)], transfer_to
         context = self._calls.context(tenant, "vendor" if row["provider"] == VENDOR else "customer", generation)
         if row["provider"] == VENDOR:
-            return [await self._vendor_check(tenant, generation)]
+            return [await self._vendor_check(tenant, generation)], None
         try:
             binding = stored_binding(row["provider"], orjson.loads(row["fields"]))
             provider = self._providers.registry.provider(binding)
         except KmsError as error:
             cause = f"The binding can't be used in this cell ({error.code})."
-            return [Check("key-reachable", True, Outcome.FAIL, cause, "Make a new binding.")]
+            return [Check("key-reachable", True, Outcome.FAIL, cause, "Make a new binding.")], transfer_to
 
         async def audited(operation: str, fn: Callable[[UUID], Awaitable[Any]]) -> Any:
-            return await self._calls.call(provider, tenant, operation, fn, context=context, why="check")
+            nonlocal transfer_to
+            found = await self._calls.call(provider, tenant, operation, fn, context=context, why="check")
+            if operation == "describe" and found.region is not None:
+                transfer_to = key_transfers.abroad(found.region, self._region)
+            return found
 
-        return await examine(Patient(binding, context, policy.regions), self._providers.registry, audited)
+        checks = await examine(Patient(binding, context, policy.regions), self._providers.registry, audited)
+        return [*checks, key_transfers.look(transfer_to, consented)], transfer_to
 
     async def _vendor_check(self, tenant: UUID, generation: int) -> Check:
         """The vendor's key wraps and unwraps."""

@@ -171,6 +171,8 @@ class KeyLoader:
         if root["binding_id"] is None:
             return None
         binding = stored.bindings[root["binding_id"]]
+        if not binding["consented"]:  # the call itself would be the transfer; the watch shows the binding as stopped
+            raise KeyAccessDenied
         self._sent(sending)
         try:
             provider = self.providers.for_binding(binding["provider"], orjson.loads(binding["fields"]))

@@ -29,6 +29,7 @@ from app.errors import (
 from app.identity import Caller
 from app.kms.doctor import may_activate
 from app.kms.provider import KeyProvider, KmsError, Wrapped
+from app.services import key_transfers
 from app.services.auditing import Trace
 from app.services.bindings import MOVES, VENDOR, Bindings, moved, policy_of
 from app.services.control import ControlPlane
@@ -38,6 +39,7 @@ from app.services.keyring import Keyring
 from app.services.tenant_keys import TenantKeys
 from app.store import bindings as rows
 from app.store import jobs as job_rows
+from app.store import privacy_records as consents
 from app.store.container_keys import fence, store_resealed, under_other_roots
 from app.store.keys import (
     destroy_roots,
@@ -110,11 +112,14 @@ class Moves:
             row = await rows.get(tx, caller.tenant, binding)
             tenant = await rows.tenant_row(tx, caller.tenant)
             generation = await last_generation(tx, caller.tenant) + 1
+            consented = await consents.consented(tx, caller.tenant, "kms")
         if row is None:
             raise NotFound
         _check_state(row)
         policy = policy_of(tenant, self._region)
-        checks = await self._bindings.examined(caller.tenant, row, policy, generation)
+        checks, transfer_to = await self._bindings.examined(caller.tenant, row, policy, generation, consented)
+        if transfer_to != row["transfer_to"]:
+            raise Conflict("The key is in another region than it was. POST /v1/keys/bindings/{id}/check first.")
         if not may_activate(checks):
             raise KeyMisconfigured(
                 "The doctor finds that the binding isn't right (any more), so it was not activated."
@@ -182,6 +187,8 @@ class Moves:
         loader = self._keyring.loader
         customer, vendor = None, SecretKey.generate()
         wrapped = None
+        if target is not None:
+            key_transfers.refuse(target)
         try:
             if target is not None and target["provider"] != VENDOR:
                 customer = SecretKey.generate()
@@ -322,7 +329,8 @@ def _renewed(keys: TenantKeys, row: Any) -> tuple[UUID, int, bytes]:
 
 
 def _check_state(row: Any) -> None:
-    """Raises ``Conflict`` unless the binding may be activated."""
+    """Raises ``Conflict`` unless the binding may be activated, ``Forbidden`` without a consent that it needs."""
+    key_transfers.refuse(row)
     state = row["state"]
     if state == "checked":
         return

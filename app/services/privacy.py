@@ -101,7 +101,7 @@ def assemble(needs: Needs) -> Privacy:
     reading, keyring, checkpoints = needs.reading, needs.keyring, needs.checkpoints
     attestor = Attestor(needs.signer)
     customer, authority = timedelta(hours=needs.customer_hours), timedelta(hours=needs.authority_hours)
-    residency = Residency(needs.region, control, ledger)
+    residency = Residency(needs.region, control, ledger, needs.auditing)
     incidents = Incidents(control, ledger, needs.auditing, needs.notes, customer=customer, authority=authority)
     outbox = Outbox(control, ledger, residency, needs.receivers, needs.signer, needs.notes)
     detections = Detections(ledger, incidents)
@@ -138,15 +138,23 @@ def assemble(needs: Needs) -> Privacy:
         outbox=outbox,
         detections=detections,
         evidence=Evidence(needs.region, control, ledger, attestor, checkpoints),
-        watch=Watch(incidents, outbox, detections, needs.receivers),
+        watch=Watch(incidents, outbox, detections, residency, needs.receivers),
     )
 
 
 class Watch:
     """Overdue alarms and deliveries every few seconds, detections every minute; one worker of the cell at a time."""
 
-    def __init__(self, incidents: Incidents, outbox: Outbox, detections: Detections, receivers: Receivers) -> None:
+    def __init__(
+        self,
+        incidents: Incidents,
+        outbox: Outbox,
+        detections: Detections,
+        residency: Residency,
+        receivers: Receivers,
+    ) -> None:
         self._incidents = incidents
+        self._residency = residency
         self._outbox = outbox
         self._detections = detections
         self._receivers = receivers
@@ -171,6 +179,7 @@ class Watch:
                 return
             turns += 1
             try:
+                await self._residency.stop_unconsented()
                 await self._incidents.raise_overdue()
                 await self._outbox.deliver()
                 if turns % DETECT_TURNS == 0:

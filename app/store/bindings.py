@@ -18,22 +18,30 @@ DUE_ROTATIONS: Final = "SELECT tenant_id FROM confide.due_rotations($1)"
 
 COLUMNS: Final = (
     "tenant_id, id, provider, fields, external_id, state, current, report, kek, kek_version, created_at, changed_at,"
-    " checked_at, activated_at, retired_at, described_at, used_at, statement"
+    " checked_at, activated_at, retired_at, described_at, used_at, statement, transfer_to,"
+    " (transfer_to IS NULL OR confide.consent_stands(tenant_id, 'kms', transfer_to)) AS consented"
 )
 IN_USE: Final = ("active", "unavailable", "revoked", "retiring")
 
 
 async def insert(
-    tx: Transaction, tenant: UUID, binding: UUID, provider: str, fields: dict[str, Any], external_id: str
+    tx: Transaction,
+    tenant: UUID,
+    binding: UUID,
+    provider: str,
+    fields: dict[str, Any],
+    external_id: str,
+    transfer_to: str | None,
 ) -> Any:
     return await tx.connection.fetchrow(
-        "INSERT INTO confide_keys.binding (tenant_id, id, provider, fields, external_id, state, created_at, changed_at)"
-        f" VALUES ($1, $2, $3, $4, $5, 'pending', now(), now()) RETURNING {COLUMNS}",
+        "INSERT INTO confide_keys.binding (tenant_id, id, provider, fields, external_id, transfer_to, state,"
+        f" created_at, changed_at) VALUES ($1, $2, $3, $4, $5, $6, 'pending', now(), now()) RETURNING {COLUMNS}",
         tenant,
         binding,
         provider,
         orjson.dumps(fields).decode(),
         external_id,
+        transfer_to,
     )
 
 
@@ -83,6 +91,42 @@ async def come_back(tx: Transaction, tenant: UUID, binding: UUID) -> tuple[str, 
     return (row["before"], row["after"]) if row is not None else None
 
 
+async def note_transfer(tx: Transaction, tenant: UUID, binding: UUID, transfer_to: str | None) -> None:
+    """The region abroad that the key is in, as its service says; None: at home."""
+    await tx.connection.execute(
+        "UPDATE confide_keys.binding SET transfer_to = $3 WHERE tenant_id = $1 AND id = $2",
+        tenant,
+        binding,
+        transfer_to,
+    )
+
+
+async def unconsented(tx: Transaction, tenant: UUID) -> list[UUID]:
+    """Bindings abroad whose consent doesn't stand, and that aren't stopped yet."""
+    rows = await tx.connection.fetch(
+        "SELECT id FROM confide_keys.binding WHERE tenant_id = $1 AND transfer_to IS NOT NULL"
+        " AND state IN ('active', 'unavailable', 'retiring')"
+        " AND NOT confide.consent_stands(tenant_id, 'kms', transfer_to) ORDER BY id",
+        tenant,
+    )
+    return [row["id"] for row in rows]
+
+
+async def unconsented_tenants(tx: Transaction, limit: int) -> list[UUID]:
+    rows = await tx.connection.fetch("SELECT DISTINCT tenant_id FROM confide.unconsented_bindings($1)", limit)
+    return [row["tenant_id"] for row in rows]
+
+
+async def probe_abroad(tx: Transaction, tenant: UUID, destination: str) -> None:
+    """Ask stopped bindings of that region again at once: a consent has come."""
+    await tx.connection.execute(
+        "UPDATE confide_keys.binding SET probe_at = now() WHERE tenant_id = $1 AND transfer_to = $2"
+        " AND state IN ('revoked', 'unavailable')",
+        tenant,
+        destination,
+    )
+
+
 async def probe_in(tx: Transaction, tenant: UUID, binding: UUID, seconds: float) -> None:
     await tx.connection.execute(
         "UPDATE confide_keys.binding SET probe_at = now() + $3 * interval '1 second' WHERE tenant_id = $1 AND id = $2",
@@ -97,6 +141,7 @@ async def claim_probe(tx: Transaction, tenant: UUID, binding: UUID, seconds: flo
     return await tx.connection.fetchrow(
         "UPDATE confide_keys.binding SET probe_at = now() + $3 * interval '1 second'"
         " WHERE tenant_id = $1 AND id = $2 AND state IN ('revoked', 'unavailable') AND probe_at <= now()"
+        " AND (transfer_to IS NULL OR confide.consent_stands(tenant_id, 'kms', transfer_to))"
         f" RETURNING {COLUMNS}",
         tenant,
         binding,

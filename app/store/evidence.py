@@ -102,10 +102,14 @@ CHECKS: Final[dict[str, Check]] = {
     "transfers": Check(
         "Does everything that leaves the region stand on a consent?",
         "SELECT count(*) FROM (SELECT region FROM confide.notice_contact WHERE tenant_id = $1"
-        " UNION ALL SELECT region FROM confide_audit.stream WHERE tenant_id = $1 AND deleted_at IS NULL) r",
+        " UNION ALL SELECT region FROM confide_audit.stream WHERE tenant_id = $1 AND deleted_at IS NULL"
+        " UNION ALL SELECT transfer_to FROM confide_keys.binding WHERE tenant_id = $1 AND transfer_to IS NOT NULL"
+        " AND state <> 'retired') r",
         "SELECT r.id FROM (SELECT tenant_id AS id, region, 'incident-notice' AS scope FROM confide.notice_contact"
         " WHERE tenant_id = $1 UNION ALL SELECT id, region, 'audit-stream' FROM confide_audit.stream"
-        " WHERE tenant_id = $1 AND deleted_at IS NULL) r WHERE r.region <> (SELECT region FROM confide.cell)"
+        " WHERE tenant_id = $1 AND deleted_at IS NULL UNION ALL SELECT id, transfer_to, 'kms' FROM confide_keys.binding"
+        " WHERE tenant_id = $1 AND transfer_to IS NOT NULL AND state NOT IN ('pending', 'checked', 'retired')) r"
+        " WHERE r.region <> (SELECT region FROM confide.cell)"
         " AND NOT EXISTS (SELECT FROM confide.consent c WHERE c.tenant_id = $1 AND c.scope = r.scope"
         " AND c.destination = r.region AND c.revoked_at IS NULL AND c.expires_at > now())",
     ),

@@ -47,7 +47,8 @@ class KeyStore:
             if bound:
                 bindings = await tx.connection.fetch(
                     "UPDATE confide_keys.binding SET used_at = now() WHERE tenant_id = $1 AND id = ANY($2::uuid[])"
-                    " RETURNING *",
+                    " RETURNING *, (transfer_to IS NULL OR confide.consent_stands(tenant_id, 'kms', transfer_to))"
+                    " AS consented",
                     tenant,
                     bound,
                 )

@@ -64,6 +64,17 @@ async def consent_stands(tx: Transaction, tenant: UUID, scope: str, destination:
     return found
 
 
+async def consented(tx: Transaction, tenant: UUID, scope: str) -> frozenset[str]:
+    """Where something may go now: destinations of consents of ``scope`` that stand."""
+    found = await tx.connection.fetch(
+        "SELECT destination FROM confide.consent WHERE tenant_id = $1 AND scope = $2"
+        " AND revoked_at IS NULL AND expires_at > now()",
+        tenant,
+        scope,
+    )
+    return frozenset(row["destination"] for row in found)
+
+
 # ---------------------------------------------------------------- contacts and acceptances
 
 

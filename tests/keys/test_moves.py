@@ -10,7 +10,7 @@ import pytest
 
 from app.audit.checkpoint import VerifierKey, open_note
 from tests.cell import Cell, Tenant
-from tests.keys.customers import PROVIDERS, World, activated, bound, checked, make_customer
+from tests.keys.customers import PROVIDERS, World, activated, bound, checked, consent, make_customer
 from tests.keys.waiting import ended
 
 
@@ -57,6 +57,7 @@ async def test_g5_onboarding_works_as_the_binding_says(cell: Cell, world: World,
     customer = make_customer(world, provider)
     policy = {"allowed_kms_regions": ["eu-central-1", "westeurope"]}
     assert (await tenant.admin.patch("/v1/keys/policy", json=policy)).status_code == 200
+    await consent(tenant)
     made = (await tenant.admin.post("/v1/keys/bindings", json=customer.body())).json()
     assert made["state"] == "pending"
     where = f"/v1/keys/bindings/{made['id']}"
