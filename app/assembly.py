@@ -175,6 +175,7 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
             privacy.Needs(
                 region=settings.region,
                 ledger=Ledger(connect),
+                pool=pool,
                 control=control,
                 auditing=auditing,
                 jobs=jobs_runner,

@@ -10,7 +10,7 @@ from uuid import UUID
 from app.crypto.context import Domain, SealContext
 from app.crypto.envelope import open_sealed, seal
 from app.errors import NotFound
-from app.identity import Caller, new_id
+from app.identity import Caller, Kind, new_id
 from app.services.auditing import Trace
 from app.services.control import ControlPlane
 from app.services.erasure import KIND, Erasure, Target
@@ -18,6 +18,9 @@ from app.services.jobs import Jobs
 from app.services.reading import Reading
 from app.services.tenant_keys import TenantKeys
 from app.store import privacy as rows
+from app.store.container_keys import fence
+from app.store.ledger import Ledger
+from app.store.pool import Pool
 
 
 @dataclass(slots=True)
@@ -36,14 +39,21 @@ class Hold:
 class Holds:
     """Set, list, release."""
 
-    def __init__(self, reading: Reading, control: ControlPlane, jobs: Jobs, erasure: Erasure) -> None:
+    def __init__(
+        self, reading: Reading, control: ControlPlane, jobs: Jobs, erasure: Erasure, ledger: Ledger, pool: Pool
+    ) -> None:
+        self._ledger = ledger
+        self._pool = pool
         self._reading = reading
         self._control = control
         self._jobs = jobs
         self._erasure = erasure
 
     async def set(self, caller: Caller, target: Target, reason: str, trace: Trace) -> Hold:
-        """On a session; or on a subject with the sessions that it has. Raises NotFound, InvalidRequest."""
+        """On a session; or on a subject with the sessions that it has and those that it will begin.
+
+        Raises NotFound, InvalidRequest.
+        """
         kind, container = await self._erasure.place(caller, target)
         keys = await self._reading.keys(caller.tenant)
         hold = new_id()
@@ -55,6 +65,11 @@ class Holds:
             row = await rows.insert_hold(
                 act.tx, caller.tenant, hold, container, sealed, caller.principal, caller.api_key
             )
+        if kind is Kind.SUBJECT:
+            # A session whose transaction had begun before the hold was there has missed both the flag and the trigger.
+            await fence(self._ledger, self._pool, caller.tenant)
+            async with self._ledger.transaction(caller.tenant) as tx:
+                await rows.flag_held(tx, caller.tenant, container)
         return self._hold(keys, row)
 
     async def page(self, caller: Caller, *, everything: bool, limit: int, trace: Trace) -> list[Hold]:

@@ -35,6 +35,7 @@ from app.services.retention import Retention, pause
 from app.services.statements import Statements
 from app.services.trust import Statement, Trust
 from app.store.ledger import Ledger
+from app.store.pool import Pool
 
 log = logging.getLogger("confide.privacy")
 
@@ -78,6 +79,7 @@ class Needs:
 
     region: str
     ledger: Ledger
+    pool: Pool
     control: ControlPlane
     auditing: Auditing
     jobs: Jobs
@@ -120,7 +122,7 @@ def assemble(needs: Needs) -> Privacy:
         attestor=attestor,
         retention=Retention(ledger, control, deletions, observe=needs.observe_sweep),
         erasure=erasure,
-        holds=Holds(reading, control, jobs, erasure),
+        holds=Holds(reading, control, jobs, erasure, ledger, needs.pool),
         exports=Exports(needs.dialogue, control, ledger, erasure),
         offboarding=Offboarding(
             control=control,

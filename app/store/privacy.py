@@ -121,9 +121,10 @@ async def insert_hold(
     """The hold's row, and the flag on the container and on a subject's sessions."""
     row = await tx.connection.fetchrow(
         "INSERT INTO confide.legal_hold (tenant_id, id, container_id, reason, set_by, api_key, held_before)"
-        " SELECT $1, $2, $3, $4, $5, $6, coalesce(array_agg(c.id) FILTER (WHERE c.hold AND NOT EXISTS ("
-        "   SELECT FROM confide.legal_hold h WHERE h.tenant_id = $1 AND h.container_id IN (c.id, c.subject_id)"
-        "   AND h.released_at IS NULL)), '{}')"
+        # What a runtime holds itself: nobody else's open hold explains it, or one says so that was there before.
+        " SELECT $1, $2, $3, $4, $5, $6, coalesce(array_agg(c.id) FILTER (WHERE c.hold AND coalesce(("
+        "   SELECT bool_or(c.id = ANY (h.held_before)) FROM confide.legal_hold h WHERE h.tenant_id = $1"
+        "   AND h.container_id IN (c.id, c.subject_id) AND h.released_at IS NULL), true)), '{}')"
         f" FROM confide.container c WHERE c.tenant_id = $1 AND (c.id = $3 OR c.subject_id = $3) RETURNING {HOLD}",
         tenant,
         hold,
@@ -132,13 +133,20 @@ async def insert_hold(
         principal,
         key,
     )
+    await flag_held(tx, tenant, container)
+    return row
+
+
+async def flag_held(tx: Transaction, tenant: UUID, container: UUID) -> None:
+    """The flag on the container and on a subject's sessions; those that come later get it from a trigger."""
     for column in ("id", "subject_id"):
         await tx.connection.execute(
-            f"UPDATE confide.container SET hold = true WHERE tenant_id = $1 AND {column} = $2",
+            f"UPDATE confide.container SET hold = true WHERE tenant_id = $1 AND {column} = $2 AND NOT hold"
+            " AND EXISTS (SELECT FROM confide.legal_hold WHERE tenant_id = $1 AND container_id = $2"
+            "  AND released_at IS NULL)",
             tenant,
             container,
         )
-    return row
 
 
 async def release_hold(tx: Transaction, tenant: UUID, hold: UUID, principal: UUID) -> Any:
