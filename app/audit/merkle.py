@@ -20,6 +20,9 @@ NodeSource = Callable[[int, int], bytes]
 Node = tuple[int, int, bytes]
 """(level, index, hash) of a perfect subtree."""
 
+Run = tuple[int, int, Sequence[bytes]]
+"""(level, index, hashes) of perfect subtrees that stand side by side, from that index on."""
+
 
 class ProofError(ValueError):
     """A proof doesn't prove what it should, or a tree's numbers make no sense."""
@@ -70,6 +73,26 @@ class Frontier:
     def append(self, leaf: bytes) -> list[Node]:
         """Add a leaf hash. Returns the subtrees that this completes, the leaf itself first: what a store must keep."""
         return self.append_subtree(0, leaf)
+
+    def extend(self, leaves: Sequence[bytes]) -> list[Run]:
+        """Add leaf hashes. Returns the subtrees that they complete, level by level: the same as ``append`` of each."""
+        _check_hashes(leaves)
+        if self.size + len(leaves) > MAX_SIZE:
+            raise ProofError("a tree's size is out of range")
+        edge = {level: hash_ for (level, _), hash_ in zip(cover(0, self.size), self.nodes, strict=True)}
+        runs: list[Run] = []
+        level, first, row = 0, self.size, list(leaves)
+        while row:
+            runs.append((level, first, row))
+            if first & 1:
+                row, first = [edge.pop(level), *row], first - 1
+            if len(row) & 1:
+                edge[level] = row[-1]
+            row = [node_hash(left, right) for left, right in zip(row[::2], row[1::2], strict=False)]
+            level, first = level + 1, first >> 1
+        self.size += len(leaves)
+        self.nodes = [edge[level] for level in sorted(edge, reverse=True)]
+        return runs
 
     def append_subtree(self, level: int, hash_: bytes) -> list[Node]:
         """Add a perfect subtree of 2^level leaves, whose place must be aligned to its size."""

@@ -12,11 +12,12 @@ from uuid import UUID
 from app.audit.event import VERSION, encode, format_time, leaf_hash
 from app.audit.merkle import Frontier, ProofError
 from app.identity import new_id
+from app.services.audit_encode import Encoded
 from app.services.audit_signing import Signing, check_extends
 from app.services.audit_witness import Seen
 from app.services.auditing import Auditing
 from app.store import audit_seal as rows
-from app.store.audit_seal import Connection, Leaf
+from app.store.audit_seal import Connection, Grown
 from app.store.audit_tree import Head, heads
 
 
@@ -82,11 +83,11 @@ async def _open(connection: Connection, tenant: UUID, epoch: int, head: Head | N
             "stored_size": kept,
         },
     }
-    entry = encode(event)
-    frontier = Frontier()
-    nodes = frontier.append(leaf_hash(entry))
+    entry, leaves, frontier = encode(event), rows.Leaves(), Frontier()
+    leaves.add(str(tenant), str(epoch), 0, Encoded.of(event, entry))
+    grown = [Grown(Head(tenant, epoch, Frontier(), moment), frontier, frontier.extend([leaf_hash(entry)]))]
     async with connection.transaction():
         await rows.see(connection, [tenant])
-        await rows.grow(connection, Head(tenant, epoch, Frontier(), moment), frontier)
-        await rows.insert_leaves(connection, [Leaf(tenant, epoch, 0, UUID(event["id"]), moment, event, entry)])
-        await rows.insert_nodes(connection, [(tenant, epoch, node) for node in nodes])
+        await rows.grow(connection, grown)
+        await rows.insert_leaves(connection, leaves)
+        await rows.insert_nodes(connection, grown)

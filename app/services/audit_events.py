@@ -8,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from app.audit.event import ACTIONS, OUTCOMES, VERSION, EventError, encode, format_time
+from app.audit.event import ACTIONS, MAX_INTEGER, OUTCOMES, VERSION, EventError, encode, format_time
 from app.identity import new_id
 
 UNKNOWN_ACTION = "audit.quarantine"
@@ -56,7 +56,7 @@ def entry_of(row: Any, region: str) -> tuple[dict[str, Any], bytes, str | None]:
     try:
         event = event_of(row, region)
         return event, encode(event), None
-    except (EventError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (EventError, ValueError, TypeError, LookupError, AttributeError) as error:
         # Only an EventError's text is made for showing: it names fields and never values.
         fault = str(error) if isinstance(error, EventError) else type(error).__name__
     event = replacement(row, region, fault)
@@ -78,7 +78,7 @@ def replacement(row: Any, region: str, fault: str) -> dict[str, Any]:
         "tenant": str(row["tenant_id"]),
         "region": region,
         "writer": str(row["writer"]),
-        "seq": max(row["seq"], 1),
+        "seq": min(max(row["seq"], 1), MAX_INTEGER),
         "action": action if action in ACTIONS else UNKNOWN_ACTION,
         "outcome": outcome if outcome in OUTCOMES else "failed",
         "detail": detail,

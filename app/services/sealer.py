@@ -16,22 +16,23 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
 from app.audit.event import leaf_hash
-from app.audit.merkle import Frontier, Node
+from app.audit.merkle import Frontier
 from app.errors import ConfideError
 from app.identity import new_id
 from app.observability.metrics import Counter, Gauge, Histogram
+from app.services.audit_encode import Encoder
 from app.services.audit_epochs import open_epochs
-from app.services.audit_events import entry_of
 from app.services.audit_signing import Forked, Signing
 from app.services.auditing import Auditing
 from app.store import audit_seal as rows
-from app.store.audit_seal import Connection, Leaf, Waiting
+from app.store.audit_seal import Connection, Grown, Leaves, Waiting
 from app.store.audit_tree import Head, head
 from app.store.connection import BROKEN, Connect
 
@@ -45,7 +46,7 @@ MARGIN: Final = timedelta(seconds=30)
 TARGET_ROWS: Final = 4000
 LATE_SECONDS: Final = 5.0
 ALARM_SECONDS: Final = 60.0
-SLICE: Final = 64
+SLICE: Final = 128
 """Events encoded before the worker's other work gets a turn."""
 MERGE_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
@@ -68,9 +69,8 @@ class SealerMetrics:
 class _Batch:
     """What one transaction will write."""
 
-    leaves: list[Leaf] = field(default_factory=list)
-    nodes: list[tuple[UUID, int, Node]] = field(default_factory=list)
-    grown: dict[UUID, tuple[Head, Frontier]] = field(default_factory=dict)
+    leaves: Leaves = field(default_factory=Leaves)
+    grown: list[Grown] = field(default_factory=list)
 
 
 class Sealer:
@@ -89,6 +89,7 @@ class Sealer:
         self._signing = signing
         self._auditing = auditing
         self._also = also
+        self._encoder = Encoder(region)
         self.metrics = SealerMetrics()
         self.leading = False
         self._id = new_id()
@@ -192,15 +193,14 @@ class Sealer:
             latest[row["writer"]] = row["time"]
         marks = [(w.writer, min(w.top, w.mark + step), latest.get(w.writer, w.time)) for w in waiting]
         async with connection.transaction():
-            await rows.see(connection, batch.grown)
-            for before, after in batch.grown.values():
-                await rows.grow(connection, before, after)
-            if batch.leaves:
+            await rows.see(connection, [log.before.tenant for log in batch.grown])
+            if batch.grown:
+                await rows.grow(connection, batch.grown)
                 await rows.insert_leaves(connection, batch.leaves)
-                await rows.insert_nodes(connection, batch.nodes)
+                await rows.insert_nodes(connection, batch.grown)
             await rows.set_marks(connection, marks)
-        for tenant, (before, after) in batch.grown.items():
-            self._heads[tenant] = Head(tenant, before.epoch, after, started)
+        for before, after, _ in batch.grown:
+            self._heads[before.tenant] = Head(before.tenant, before.epoch, after, started)
         self._step = max(8, min(4096, step * TARGET_ROWS // max(len(found), 1) if found else step))
         self._measure(found, started)
 
@@ -220,31 +220,39 @@ class Sealer:
                 if _whole(by_writer[writer.writer], writer, step):
                     break
                 by_writer[writer.writer] = await rows.unsealed(connection, since, step, writer.writer)
-        ordered: list[tuple[datetime, UUID, int, int, Any]] = []
+        ordered: list[tuple[datetime, UUID, int, list[Any]]] = []
         for writer in waiting:
             top, latest = min(writer.top, writer.mark + step), None
-            for row in sorted(by_writer[writer.writer], key=lambda row: (row["flush"], row["seq"])):
-                if row["flush"] <= top:
-                    latest = row["time"] if latest is None else max(latest, row["time"])
-                    ordered.append((latest, writer.writer, row["flush"], row["seq"], row))
-        ordered.sort(key=lambda item: item[:4])
-        return [item[4] for item in ordered]
+            for flush, group in groupby(sorted(by_writer[writer.writer], key=_place), key=_flush):
+                if flush <= top:
+                    rows_ = list(group)
+                    newest = max(row["time"] for row in rows_)
+                    latest = newest if latest is None else max(latest, newest)
+                    ordered.append((latest, writer.writer, flush, rows_))
+        ordered.sort(key=lambda item: item[:3])
+        return [row for item in ordered for row in item[3]]
 
     async def _build(self, found: list[Any]) -> _Batch:
         batch = _Batch()
-        for number, row in enumerate(found):
+        logs: dict[UUID, tuple[str, str, int, list[bytes]]] = {}
+        for number, row in enumerate(found, 1):
             tenant = row["tenant_id"]
-            before, frontier = batch.grown.get(tenant) or (self._heads[tenant], self._heads[tenant].frontier.copy())
-            batch.grown[tenant] = (before, frontier)
-            event, entry, fault = entry_of(row, self._region)
-            if fault is not None:
+            event = self._encoder.encode(row)
+            if event.fault is not None:
                 self.metrics.audit_quarantined.inc()
-                self._auditing.alarm("audit-quarantine", tenant=str(tenant), event=event["id"], cause=fault)
-            place = frontier.size
-            batch.nodes.extend((tenant, before.epoch, node) for node in frontier.append(leaf_hash(entry)))
-            batch.leaves.append(Leaf(tenant, before.epoch, place, UUID(event["id"]), row["time"], event, entry))
-            if number % SLICE == SLICE - 1:
+                self._auditing.alarm("audit-quarantine", tenant=str(tenant), event=event.id, cause=event.fault)
+            log_ = logs.get(tenant)
+            if log_ is None:
+                head = self._heads[tenant]
+                log_ = logs[tenant] = (str(tenant), str(head.epoch), head.size, [])
+            name, epoch, size, hashes = log_
+            batch.leaves.add(name, epoch, size + len(hashes), event)
+            hashes.append(leaf_hash(event.entry))
+            if number % SLICE == 0:
                 await asyncio.sleep(0)
+        for tenant, (_, _, _, hashes) in logs.items():
+            frontier = self._heads[tenant].frontier.copy()
+            batch.grown.append(Grown(self._heads[tenant], frontier, frontier.extend(hashes)))
         return batch
 
     def _measure(self, found: list[Any], started: datetime) -> None:
@@ -262,6 +270,15 @@ class Sealer:
             self._late_alarm = now + ALARM_SECONDS
             self._auditing.alarm("audit-backlog", seconds=round(oldest))
         self._last_delay = oldest
+
+
+def _flush(row: Any) -> int:
+    flush: int = row["flush"]
+    return flush
+
+
+def _place(row: Any) -> tuple[int, int]:
+    return row["flush"], row["seq"]
 
 
 def _whole(found: list[Any], writer: Waiting, step: int) -> bool:

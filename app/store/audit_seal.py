@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
-from app.audit.merkle import Frontier, Node
+from app.audit.merkle import Frontier, Run
 from app.store.audit_tree import Head
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -32,17 +32,62 @@ class Waiting:
     time: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A sealed event's row. ``row``: the journal's, for columns that filters need."""
+class Encoded(Protocol):
+    """An event as its columns need it, in text."""
 
-    tenant: UUID
-    epoch: int
-    number: int
-    id: UUID
-    time: datetime
-    event: dict[str, Any]
+    id: str
+    time: str
+    action: str
+    outcome: str
+    principal: str | None
+    api_key: str | None
+    container: str | None
+    kek: str | None
+    kms_request_id: str | None
+    purpose: str | None
+    objects: Sequence[str]
     entry: bytes
+
+
+class Leaves:
+    """Sealed events by columns, each a list of text: one value a column travels faster than an array of values."""
+
+    __slots__ = ("columns", "objects")
+
+    def __init__(self) -> None:
+        self.columns: tuple[list[str], ...] = tuple([] for _ in range(14))
+        self.objects: set[tuple[str, str, str, str, str]] = set()
+
+    def add(self, tenant: str, epoch: str, leaf: int, event: Encoded) -> None:
+        """The event is number ``leaf`` of that log. Empty text stands for NULL."""
+        values = (
+            tenant,
+            epoch,
+            str(leaf),
+            event.id,
+            event.time,
+            event.action,
+            event.outcome,
+            event.principal or "",
+            event.api_key or "",
+            event.container or "",
+            event.kek or "",
+            event.kms_request_id or "",
+            event.purpose or "",
+            event.entry.decode(),
+        )
+        for column, value in zip(self.columns, values, strict=True):
+            column.append(value)
+        for item in event.objects:
+            self.objects.add((tenant, epoch, item, event.time, event.id))
+
+
+class Grown(NamedTuple):
+    """How far a log grows in one batch. ``runs``: (level, first index, hashes) of the subtrees that it completes."""
+
+    before: Head
+    after: Frontier
+    runs: Sequence[Run]
 
 
 async def try_lead(connection: Connection) -> bool:
@@ -61,10 +106,15 @@ async def waiting(connection: Connection) -> list[Waiting]:
 
 
 async def unsealed(connection: Connection, since: datetime | None, step: int, writer: UUID | None = None) -> list[Any]:
-    """Journal rows after the marks. ``since`` None: of any time."""
+    """Journal rows after the marks, with their own ids and arrays as text. ``since`` None: of any time."""
     return list(
         await connection.fetch(
-            "SELECT * FROM confide_audit.unsealed(coalesce($1::timestamptz, '-infinity'), $2, $3)", since, step, writer
+            "SELECT u.tenant_id, u.id::text, u.time, u.writer, u.seq, u.flush, u.action, u.outcome, u.reason,"
+            " u.container::text, u.objects::text, u.versions::text, u.turns, u.commit_number, u.facts"
+            " FROM confide_audit.unsealed(coalesce($1::timestamptz, '-infinity'), $2, $3) u",
+            since,
+            step,
+            writer,
         )
     )
 
@@ -85,84 +135,90 @@ async def see(connection: Connection, tenants: Iterable[UUID]) -> None:
     await connection.execute("SELECT set_config('confide.tenants', $1, true)", "{" + ",".join(map(str, tenants)) + "}")
 
 
-async def grow(connection: Connection, before: Head, after: Frontier) -> None:
-    """Move a log's head; a new log's ``before`` has size 0. Raises LostRace."""
-    if before.size == 0:
+async def grow(connection: Connection, grown: Sequence[Grown]) -> None:
+    """Move logs' heads; a new log's ``before`` has size 0. Raises LostRace."""
+    for sql, logs in (
+        (_BEGIN, [log for log in grown if log.before.size == 0]),
+        (_GO_ON, [log for log in grown if log.before.size > 0]),
+    ):
+        if not logs:
+            continue
         done = await connection.execute(
-            "INSERT INTO confide_audit.log AS l (tenant_id, epoch, size, frontier, sealed_at)"
-            " VALUES ($1, $2, $3, $4, now()) ON CONFLICT (tenant_id, epoch) DO UPDATE"
-            " SET size = EXCLUDED.size, frontier = EXCLUDED.frontier,"
-            " sealed_at = EXCLUDED.sealed_at WHERE l.size = 0",
-            before.tenant,
-            before.epoch,
-            after.size,
-            after.to_bytes(),
+            sql,
+            [log.before.tenant for log in logs],
+            [log.before.epoch for log in logs],
+            [log.before.size for log in logs],
+            [log.after.size for log in logs],
+            [log.after.to_bytes() for log in logs],
         )
-    else:
-        done = await connection.execute(
-            "UPDATE confide_audit.log SET size = $3, frontier = $4, sealed_at = greatest(sealed_at, now())"
-            " WHERE tenant_id = $1 AND epoch = $2 AND size = $5",
-            before.tenant,
-            before.epoch,
-            after.size,
-            after.to_bytes(),
-            before.size,
-        )
-    if not done.endswith(" 1"):
-        raise LostRace
+        if int(done.rpartition(" ")[2]) != len(logs):
+            raise LostRace
 
 
-async def insert_leaves(connection: Connection, leaves: Sequence[Leaf]) -> None:
+_LOGS: Final = (
+    " FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bigint[], $5::bytea[])"
+    " AS a (tenant, epoch, before, size, frontier)"
+)
+_BEGIN: Final = (
+    "INSERT INTO confide_audit.log AS l (tenant_id, epoch, size, frontier, sealed_at)"
+    f" SELECT a.tenant, a.epoch, a.size, a.frontier, now(){_LOGS}"
+    " ON CONFLICT (tenant_id, epoch) DO UPDATE SET size = EXCLUDED.size, frontier = EXCLUDED.frontier,"
+    " sealed_at = EXCLUDED.sealed_at WHERE l.size = 0"
+)
+_GO_ON: Final = (
+    "UPDATE confide_audit.log l SET size = a.size, frontier = a.frontier,"  # noqa: S608  fixed texts
+    f" sealed_at = greatest(l.sealed_at, now()){_LOGS}"
+    " WHERE l.tenant_id = a.tenant AND l.epoch = a.epoch AND l.size = a.before"
+)
+
+
+async def insert_leaves(connection: Connection, leaves: Leaves) -> None:
     """Events and the objects that they name. Their logs' heads were moved before: ``sealed_at`` is theirs."""
-    columns = tuple(
-        [leaf.event.get(name) for leaf in leaves]
-        for name in ("principal", "api_key", "container", "kek", "kms_request_id", "purpose")
-    )
-    await connection.execute(
-        "INSERT INTO confide_audit.event (tenant_id, epoch, leaf, sealed_at, id, time, action, outcome, principal,"
-        " api_key, container, kek, kms_request_id, purpose, entry)"
-        " SELECT a.tenant, a.epoch, a.leaf, l.sealed_at, a.id, a.time, a.action, a.outcome, a.principal, a.api_key,"
-        " a.container, a.kek, a.kms_request_id, a.purpose, a.entry"
-        " FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::uuid[], $5::timestamptz[], $6::text[], $7::text[],"
-        " $8::uuid[], $9::uuid[], $10::uuid[], $11::text[], $12::text[], $13::text[], $14::bytea[])"
-        " AS a (tenant, epoch, leaf, id, time, action, outcome, principal, api_key, container, kek, kms_request_id,"
-        " purpose, entry)"
-        " JOIN confide_audit.log l ON l.tenant_id = a.tenant AND l.epoch = a.epoch",
-        [leaf.tenant for leaf in leaves],
-        [leaf.epoch for leaf in leaves],
-        [leaf.number for leaf in leaves],
-        [leaf.id for leaf in leaves],
-        [leaf.time for leaf in leaves],
-        [leaf.event["action"] for leaf in leaves],
-        [leaf.event["outcome"] for leaf in leaves],
-        *columns,
-        [leaf.entry for leaf in leaves],
-    )
-    named = {
-        (leaf.tenant, item, leaf.time, leaf.id, leaf.epoch)
-        for leaf in leaves
-        for item, _ in leaf.event.get("objects", ())
-    }
-    if named:
-        await connection.execute(
-            "INSERT INTO confide_audit.event_object (tenant_id, object, time, id, sealed_at)"
-            " SELECT a.tenant, a.object, a.time, a.id, l.sealed_at"
-            " FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::uuid[], $5::int[])"
-            " AS a (tenant, object, time, id, epoch)"
-            " JOIN confide_audit.log l ON l.tenant_id = a.tenant AND l.epoch = a.epoch ON CONFLICT DO NOTHING",
-            *map(list, zip(*named, strict=True)),
-        )
+    await connection.execute(_EVENTS, *map("\n".join, leaves.columns))
+    if leaves.objects:
+        await connection.execute(_OBJECTS, *map("\n".join, zip(*leaves.objects, strict=True)))
 
 
-async def insert_nodes(connection: Connection, nodes: Sequence[tuple[UUID, int, Node]]) -> None:
+def _texts(*types: str) -> str:
+    """Columns out of texts with a value a line; no value holds a line's end."""
+    return ", ".join(f"string_to_array(${place}, E'\\n', '')::{type_}[]" for place, type_ in enumerate(types, 1))
+
+
+_EVENTS: Final = (
+    "INSERT INTO confide_audit.event (tenant_id, epoch, leaf, sealed_at, id, time, action, outcome, principal,"  # noqa: S608
+    " api_key, container, kek, kms_request_id, purpose, entry)"
+    " SELECT a.tenant, a.epoch, a.leaf, l.sealed_at, a.id, a.time, a.action, a.outcome, a.principal, a.api_key,"
+    " a.container, a.kek, a.kms_request_id, a.purpose, convert_to(a.entry, 'UTF8') FROM unnest("
+    + _texts("uuid", "int", "bigint", "uuid", "timestamptz", "text", "text", "uuid", "uuid", "uuid", *["text"] * 4)
+    + ") AS a (tenant, epoch, leaf, id, time, action, outcome, principal, api_key, container, kek, kms_request_id,"
+    " purpose, entry) JOIN confide_audit.log l ON l.tenant_id = a.tenant AND l.epoch = a.epoch"
+    " ORDER BY a.tenant, a.leaf"
+)
+_OBJECTS: Final = (
+    "INSERT INTO confide_audit.event_object (tenant_id, object, time, id, sealed_at)"  # noqa: S608
+    " SELECT a.tenant, a.object, a.time, a.id, l.sealed_at FROM unnest("
+    + _texts("uuid", "int", "uuid", "timestamptz", "uuid")
+    + ") AS a (tenant, epoch, object, time, id)"
+    " JOIN confide_audit.log l ON l.tenant_id = a.tenant AND l.epoch = a.epoch ORDER BY a.tenant, a.object"
+    " ON CONFLICT DO NOTHING"
+)
+
+
+async def insert_nodes(connection: Connection, grown: Sequence[Grown]) -> None:
+    """All hashes travel as one value; each run says where its own begin."""
+    runs: list[tuple[UUID, int, int, int, int, int]] = []
+    hashes: list[bytes] = []
+    for log in grown:
+        for level, first, row in log.runs:
+            runs.append((log.before.tenant, log.before.epoch, level, first, len(row), len(hashes)))
+            hashes += row
     await connection.execute(
         "INSERT INTO confide_audit.node (tenant_id, epoch, level, index, hash)"
-        " SELECT * FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::bigint[], $5::bytea[])",
-        [tenant for tenant, _, _ in nodes],
-        [epoch for _, epoch, _ in nodes],
-        [node[0] for _, _, node in nodes],
-        [node[1] for _, _, node in nodes],
-        [node[2] for _, _, node in nodes],
+        " SELECT r.tenant, r.epoch, r.level, r.first + n, substr($7::bytea, 32 * (r.start + n) + 1, 32)"
+        " FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::bigint[], $5::int[], $6::int[])"
+        " AS r (tenant, epoch, level, first, count, start), generate_series(0, r.count - 1) AS n",
+        *map(list, zip(*runs, strict=True)),
+        b"".join(hashes),
     )
 
 

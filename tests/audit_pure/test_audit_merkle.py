@@ -213,3 +213,24 @@ def test_a_subtree_goes_only_where_it_fits() -> None:
 def test_a_leaf_outside_the_tree_has_no_proof(index: int, size: int) -> None:
     with pytest.raises(ProofError):
         merkle.inclusion_proof(index, size, get)
+
+
+def test_many_leaves_at_once_complete_the_same_subtrees() -> None:
+    rng = random.Random(20261123)
+    for _ in range(400):
+        before, count = rng.randrange(300), rng.randrange(1, 300)
+        one, many = merkle.Frontier(), merkle.Frontier()
+        for _ in range(before):
+            leaf = rng.randbytes(32)
+            one.append(leaf)
+            many.append(leaf)
+        leaves = [rng.randbytes(32) for _ in range(count)]
+        expected = [node for leaf in leaves for node in one.append(leaf)]
+        runs = many.extend(leaves)
+        found = [(level, first + n, hash_) for level, first, row in runs for n, hash_ in enumerate(row)]
+        assert sorted(found) == sorted(expected)
+        assert (many.size, many.nodes, many.root()) == (one.size, one.nodes, one.root())
+    with pytest.raises(merkle.ProofError):
+        merkle.Frontier(merkle.MAX_SIZE, [b"x" * 32] * 63).extend([b"y" * 32])
+    with pytest.raises(merkle.ProofError):
+        merkle.Frontier().extend([b"short"])
