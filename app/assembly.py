@@ -55,6 +55,7 @@ from app.services.key_plane import core, key_plane
 from app.services.keyring import Keyring
 from app.services.rate import Rates
 from app.services.reading import Reading
+from app.services.rekey_requests import Lookups, MovingLane
 from app.services.services import Limits, Services
 from app.services.tenants import Tenants
 from app.services.trust import Statement, TrustFileError, load_statement
@@ -115,7 +116,7 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
     connect = _connect(settings)
     metrics = Metrics()
     lanes = _lanes(connect, settings, metrics)
-    ledger, rows, pool = Ledger(connect), KeyRows(connect), Pool(connect)
+    ledger, rows, pool = Ledger(connect), KeyRows(connect), Lookups(connect)
     secrets = CellSecrets.derive(cell_secret(settings))
     auditing = Auditing(settings.region, lanes["record"], ledger)
     denials = Denials(auditing)
@@ -136,12 +137,15 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
     made = core(settings.region, registry, auditing, lambda: Ledger(connect), called)
     keyring = made.keyring
     metrics.gather = _key_metrics(keyring, metrics)
-    reading = Reading(settings.region, keyring, lanes["read"], pool, auditing)
+    pool.former = keyring.former
+    around = keyring, made.mover, pool, made.ledgers[2]
+    reads, writes = MovingLane.under(lanes["read"], *around), MovingLane.under(lanes["write"], *around)
+    reading = Reading(settings.region, keyring, reads, pool, auditing)
     control = ControlPlane(ledger, auditing, access)
     trees = _audit(settings, auditing, access, control, metrics)
     api_keys_ = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
     deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
-    dialogue = Dialogue(reading, Writing(reading, lanes["write"], deletions), lanes["write"])
+    dialogue = Dialogue(reading, Writing(reading, writes, deletions), writes)
     jobs_runner = Jobs(Ledger(connect), pool, auditing, control)
     services = Services(
         region=settings.region,

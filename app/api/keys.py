@@ -237,7 +237,8 @@ ROUTES: Final = (
         _STARTED,
         _WRITE,
         errors=_NOW,
-        description="The tenant's other requests are answered 503 with Retry-After while it runs.",
+        description="Live: requests go on meanwhile, and one that meets a container which hasn't been encrypted anew yet"
+        " does that first. Idempotency keys from before stay known for as long as they would have been.",
     ),
     _route(
         "PATCH",

@@ -38,7 +38,7 @@ from app.kms.provider import (
 from app.services.clock import Clock
 from app.services.key_states import KeyStates
 from app.services.kms_calls import KmsCalls
-from app.services.tenant_keys import Policy, TenantKeys
+from app.services.tenant_keys import Former, Policy, TenantKeys
 from app.store.keys import KeyStore, StoredKeys
 
 VENDOR_LEASE: Final = 24 * 3600.0
@@ -63,6 +63,13 @@ class KmsOutage(KeyUnavailable):
     def __init__(self, retry_after: int, *, grace: bool) -> None:
         super().__init__(retry_after=retry_after)
         self.grace = grace
+
+
+class IndexKeyExchanged(KeyUnavailable):
+    """The tenant's index key changes at this moment: a few commits, and then everything goes on."""
+
+    def __init__(self) -> None:
+        super().__init__("The tenant's index key is being exchanged. Try again in a moment.", retry_after=2)
 
 
 @dataclass(slots=True)
@@ -90,10 +97,10 @@ class KeyLoader:
     async def load(
         self, tenant: UUID, sending: Sending, why: str, *, maintenance: bool = False
     ) -> tuple[TenantKeys, StoredKeys]:
-        """Fresh keys, and the rows that they came from. ``maintenance``: also while the index key is being replaced.
+        """Fresh keys, and the rows that they came from. ``maintenance``: also while the index key is being exchanged.
 
         Raises ``NotFound``, ``TenantSuspended``, ``TenantSealed``, ``KeyAccessDenied``, ``KmsOutage``,
-        ``KeyMisconfigured``, ``Tampered``, ``Unavailable``.
+        ``IndexKeyExchanged``, ``KeyMisconfigured``, ``Tampered``, ``Unavailable``.
         """
         stored = await self._store.load(tenant)
         if stored is None:
@@ -235,14 +242,8 @@ class KeyLoader:
         granted = sending.sent_at if sending.sent_at is not None else self._clock()
         if stored.bindings:
             until = min(until, granted + (policy.lease or ZERO_LEASE))
-        index_key = open_index_key(
-            index["sealed"],
-            roots[index["trk_generation"]],
-            region=self.region,
-            tenant=tenant,
-            generation=index["trk_generation"],
-            number=index["number"],
-        )
+        index_key = self._index_key(tenant, roots, index)
+        older = [(each["number"], self._index_key(tenant, roots, each)) for each in stored.former]
         return TenantKeys(
             tenant=tenant,
             region=self.region,
@@ -256,6 +257,18 @@ class KeyLoader:
             kek=kek_fragment(active),
             granted_at=granted,
             until=until,
+            former=Former(older, index["bound"]) if older else None,
+        )
+
+    def _index_key(self, tenant: UUID, roots: dict[int, SecretKey], row: Any) -> SecretKey:
+        generation = row["trk_generation"]
+        return open_index_key(
+            row["sealed"],
+            roots[generation],
+            region=self.region,
+            tenant=tenant,
+            generation=generation,
+            number=row["number"],
         )
 
 
@@ -267,7 +280,7 @@ def _refuse_by_state(stored: StoredKeys, *, maintenance: bool) -> None:
     if stored.tenant["key_state"] == "revoked":
         raise KeyAccessDenied
     if stored.tenant["key_state"] == "rekeying" and not maintenance:
-        raise KeyUnavailable("The tenant's index key is being replaced. Try again in a moment.", retry_after=2)
+        raise IndexKeyExchanged
 
 
 def kek_fragment(root: Any) -> str:

@@ -20,6 +20,7 @@ from app.services.kms_calls import KmsCalls, Observer
 from app.services.moves import Moves
 from app.services.probes import Prober
 from app.services.providers import Providers
+from app.services.rekey_containers import Mover
 from app.services.watch import Watch
 from app.store.keys import KeyStore
 from app.store.ledger import Ledger
@@ -58,7 +59,8 @@ class Core:
     providers: Providers
     states: KeyStates
     keyring: Keyring
-    ledgers: tuple[Ledger, Ledger]
+    mover: Mover
+    ledgers: tuple[Ledger, Ledger, Ledger]
 
 
 def core(
@@ -69,13 +71,16 @@ def core(
     observe: Observer | None = None,
     clock: Clock = boottime,
 ) -> Core:
-    """``new_ledger``: a connection each for loading keys and for changing states: neither waits for the other."""
-    loads, changes = new_ledger(), new_ledger()
+    """``new_ledger``: a connection each for loading keys, for changing states and for moving containers: none waits for
+    another.
+    """
+    loads, changes, moves = new_ledger(), new_ledger(), new_ledger()
     calls = KmsCalls(region, auditing, observe)
     providers = Providers(registry)
     states = KeyStates(changes, auditing, clock)
     loader = KeyLoader(region, KeyStore(loads), calls, providers, states, clock)
-    return Core(region, calls, providers, states, Keyring(loader, clock=clock), (loads, changes))
+    keyring = Keyring(loader, clock=clock)
+    return Core(region, calls, providers, states, keyring, Mover(moves, auditing), (loads, changes, moves))
 
 
 def key_plane(
@@ -87,7 +92,7 @@ def key_plane(
         made.region, control, made.calls, made.providers, signed=lambda text: sign_note(text, [signer]).decode()
     )
     moves = Moves(made.region, bindings, made.keyring, control, jobs, changes, pool)
-    rekey = Rekey(made.region, made.keyring, control, jobs, changes, pool)
+    rekey = Rekey(made.region, made.keyring, control, jobs, changes, pool, made.mover)
     prober = Prober(changes, pool, made.calls, made.providers, made.states, auditing)
-    watch = Watch(made.keyring, prober, pool, moves.rotate_due)
+    watch = Watch(made.keyring, prober, pool, moves.rotate_due, rekey.drop_due)
     return KeyPlane(made.calls, made.keyring, made.states, bindings, moves, rekey, watch, made.ledgers)

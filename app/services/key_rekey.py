@@ -1,45 +1,43 @@
-"""Encrypting everything anew: each container under a fresh key, every look-up tag under a fresh index key.
+"""Encrypting everything anew: each container under a fresh key, every look-up tag under a fresh index key, live.
 
-While it runs nobody could look anything up, since tags of both index keys stand side by side: so the tenant's requests
-are answered 503 with Retry-After until it is done. Container by container, each in one transaction with the job's
-cursor, so that a worker's death costs at most the container that it was at.
+The index keys are exchanged between two commits, with every statement that began before them over: for that moment
+(milliseconds) the tenant's requests wait. From then on both are held. Containers move one by one, in bounded pieces: a
+request that touches one which hasn't moved yet moves it first, the job moves the rest. When all have moved, the old
+index key stays for 25 hours, only to find the answers to requests that may still be repeated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
 from typing import Any, Final
 from uuid import UUID
 
-from app.crypto.keys import open_index_key, seal_index_key
+import orjson
+
+from app.crypto.keys import seal_index_key
 from app.crypto.secret import SecretKey
-from app.errors import Conflict, Tampered, TenantSealed, Unavailable
-from app.identity import NO_UUID, Caller, Kind, Purpose, new_id
-from app.services import sealing
+from app.errors import ConfideError, Conflict, Tampered, TenantSealed, Unavailable
+from app.identity import NO_UUID, Caller
 from app.services.auditing import Trace
 from app.services.bindings import MOVES
-from app.services.changes import NewTurn, Put
 from app.services.control import ControlPlane
-from app.services.jobs import Job, Jobs
+from app.services.jobs import Blocked, Job, Jobs
 from app.services.keyring import Keyring
+from app.services.rekey_containers import Mover, Stale
 from app.services.tenant_keys import TenantKeys
 from app.store import jobs as job_rows
 from app.store import rekey as rows
 from app.store.bindings import settle
 from app.store.container_keys import fence
-from app.store.keys import StoredKeys, insert_index_key, lock_tenant, move_key_state
-from app.store.ledger import Ledger, Transaction
+from app.store.keys import insert_index_key, lock_tenant, move_epoch, move_key_state
+from app.store.ledger import Ledger
 from app.store.pool import Pool
 
+log = logging.getLogger("confide.rekey")
+
 KIND: Final = "rekey"
-
-
-@dataclass(slots=True)
-class _Sides:
-    """What a container is opened with and what it is sealed with: the same root keys, another index key."""
-
-    old: TenantKeys
-    new: TenantKeys
+BATCH: Final = 50
+"""Containers between two notes of the job's progress."""
 
 
 class Rekey:
@@ -53,6 +51,7 @@ class Rekey:
         jobs: Jobs,
         ledger: Ledger,
         pool: Pool,
+        mover: Mover,
     ) -> None:
         self._region = region
         self._keyring = keyring
@@ -60,6 +59,7 @@ class Rekey:
         self._jobs = jobs
         self._ledger = ledger
         self._pool = pool
+        self._mover = mover
         jobs.register(KIND, self.run)
 
     async def start(self, caller: Caller, trace: Trace) -> UUID:
@@ -79,22 +79,42 @@ class Rekey:
 
     async def run(self, job: Job) -> None:
         """Raises what sends the job back to be tried again; its steps may be repeated."""
+        if not job.done.get("exchanged"):
+            await self._exchange(job)
+        while True:
+            keys = await self._keyring.acquire(job.tenant)
+            if keys.former is None or keys.former.bound is None:
+                return
+            try:
+                if await self._some(job, keys, keys.former.bound):
+                    break
+            except Stale:
+                self._keyring.discard(job.tenant, at_once=False)
+        if job.done.get("tampered"):
+            await job.progress(tampered=0, after=str(NO_UUID))  # once it is let go on, it looks at all of them again
+            raise Blocked("tampered")
+        async with job.step() as tx:
+            await lock_tenant(tx, job.tenant)
+            await rows.all_moved(tx, job.tenant)
+            await move_epoch(tx, job.tenant)
+        self._keyring.discard(job.tenant, at_once=False)
+
+    async def _exchange(self, job: Job) -> None:
+        """The new index key rules when this returns, and nothing is under way that knows the old one only."""
         if not job.done.get("closed"):
             await self._close(job)
-        await fence(self._ledger, self._pool, job.tenant)  # nobody still writes under the old index key
-        while True:
-            async with self._keyring.borrow(job.tenant) as (keys, stored):
-                sides = _Sides(keys, self._new_side(keys, stored))
-                try:
-                    if await self._some(job, sides):
-                        break
-                finally:
-                    sides.new.index.wipe()
-                    sides.new.answers.wipe()
-        await self._open_again(job)
+        # Requests wait from here on: no name is made under one key while another request looks under the other.
+        await fence(self._ledger, self._pool, job.tenant)
+        async with job.step(exchanged=1) as tx:
+            row = await lock_tenant(tx, job.tenant)
+            if row["key_state"] != "rekeying":
+                raise Unavailable
+            await rows.exchange(tx, job.tenant)
+            await settle(tx, job.tenant, ["rekeying"])
+        self._keyring.discard(job.tenant, at_once=False)
 
     async def _close(self, job: Job) -> None:
-        """Store the next index key and stop the tenant's requests: one step."""
+        """Store the next index key and have the tenant's requests wait: one step."""
         async with self._keyring.borrow(job.tenant) as (keys, _):
             index = SecretKey.generate()
             try:
@@ -102,10 +122,11 @@ class Rekey:
                     if not await move_key_state(tx, job.tenant, "rekeying", ["active", "unavailable"]):
                         raise Unavailable
                     keys.check()
+                    number = keys.index_number + 1
                     await insert_index_key(
                         tx,
                         tenant=job.tenant,
-                        number=keys.index_number + 1,
+                        number=number,
                         trk_generation=keys.active,
                         sealed=seal_index_key(
                             index,
@@ -113,7 +134,7 @@ class Rekey:
                             region=self._region,
                             tenant=job.tenant,
                             generation=keys.active,
-                            number=keys.index_number + 1,
+                            number=number,
                         ),
                         state="pending",
                     )
@@ -121,130 +142,40 @@ class Rekey:
                 index.wipe()
         self._keyring.discard(job.tenant, at_once=False)
 
-    def _new_side(self, keys: TenantKeys, stored: StoredKeys) -> TenantKeys:
-        row = stored.pending
-        if row is None:
-            raise Unavailable
-        index = open_index_key(
-            row["sealed"],
-            keys.roots[row["trk_generation"]],
-            region=self._region,
-            tenant=keys.tenant,
-            generation=row["trk_generation"],
-            number=row["number"],
-        )
-        return TenantKeys(
-            tenant=keys.tenant,
-            region=self._region,
-            epoch=keys.epoch,
-            policy=keys.policy,
-            clock=keys.clock,
-            roots=keys.roots,
-            active=keys.active,
-            index=index,
-            index_number=row["number"],
-            kek=keys.kek,
-            granted_at=keys.granted_at,
-            until=keys.until,
-        )
-
-    async def _some(self, job: Job, sides: _Sides) -> bool:
-        """Containers one after another, as long as the lease holds. Answers whether all are done."""
-        while sides.old.valid:
-            after = UUID(str(job.done.get("after", NO_UUID)))
-            async with self._ledger.transaction(job.tenant) as tx:
-                found = await rows.next_container(tx, job.tenant, after)
-            if found is None:
-                return True
-            await self._container(job, sides, found)
+    async def _some(self, job: Job, keys: TenantKeys, bound: UUID) -> bool:
+        """A batch of containers. Answers whether all were looked at. Raises ``Stale``."""
+        after = UUID(str(job.done.get("after", NO_UUID)))
+        async with self._ledger.transaction(job.tenant) as tx:
+            found = await rows.left(tx, job.tenant, keys.index_number, bound, after, BATCH)
+        if not found:
+            return True
+        objects, turns = int(job.done.get("objects", 0)), int(job.done.get("turns", 0))
+        bad = int(job.done.get("tampered", 0))
+        for container in found:
+            try:
+                moved = await self._mover.bring(keys, container, job.facts)
+            except Tampered:
+                # It is refused to everybody, and the others go on. An operator must look at it.
+                bad += 1
+                continue
+            objects, turns = objects + moved.objects, turns + moved.turns
+        count = int(job.done.get("containers", 0)) + len(found)
+        known: dict[str, Any] = {"tampered": bad} if bad else {}
+        await job.progress(containers=count, objects=objects, turns=turns, after=str(found[-1]), **known)
         return False
 
-    async def _container(self, job: Job, sides: _Sides, container: UUID) -> None:
-        """One container, whole: opened, sealed anew, its old keys removed, and the event of it."""
-        count = int(job.done.get("containers", 0)) + 1
-        async with job.step(containers=count, after=str(container)) as tx:
-            tenant = await lock_tenant(tx, job.tenant)
-            if tenant["key_state"] != "rekeying" or tenant["epoch"] != sides.old.epoch:
-                raise Unavailable
-            stored = await rows.container(tx, job.tenant, container)
-            if stored is None:
-                return
-            sides.old.check()
-            objects, turns = await self._rewrite(tx, sides, stored)
-            facts = job.facts({"objects": objects, "turns": turns}, purpose=Purpose.MAINTENANCE.value)
-            tx.event(job.tenant, "key.rekey", f"{facts[:-1]}{sides.old.facts()}}}", container=container)
+    # ------------------------------------------------------------ a day later
 
-    async def _rewrite(self, tx: Transaction, sides: _Sides, stored: rows.Stored) -> tuple[int, int]:
-        row, tenant = stored.row, sides.old.tenant
-        container: UUID = row["id"]
-        kind = Kind(row["kind"])
-        held = {
-            key["generation"]: sides.old.open_container_key(
-                container, key["generation"], key["trk_generation"], key["sealed"]
-            )
-            for key in stored.keys
-        }
-        generation = max(held) + 1
-        ck, sealed = sides.new.new_container_key(container, generation)
-        try:
-            objects = [_object(sides, held, ck, generation, container, each) for each in stored.objects]
-            turns = [_turn(sides, held, ck, generation, container, each) for each in stored.turns]
-            meta = _meta(sides, held, ck, generation, kind, row)
-            await rows.replace(tx, tenant, container, generation, sides.new.active, sealed, objects, turns, meta)
-        finally:
-            ck.wipe()
-            sides.old.erase(container)
-        return len(objects), len(turns)
-
-    async def _open_again(self, job: Job) -> None:
-        """The new index key rules; what only the old one could find (remembered answers) is gone."""
-        async with job.step() as tx:
-            await lock_tenant(tx, job.tenant)
-            await rows.switch_index(tx, job.tenant)
-            await settle(tx, job.tenant, ["rekeying"])
-        self._keyring.discard(job.tenant, at_once=False)
-
-
-def _key(held: dict[int, SecretKey], generation: int) -> SecretKey:
-    found = held.get(generation)
-    if found is None:
-        raise Tampered
-    return found
-
-
-def _object(
-    sides: _Sides, held: dict[int, SecretKey], ck: SecretKey, generation: int, container: UUID, row: Any
-) -> tuple[Any, ...]:
-    """Old id, new id, collection tag, tags, fingerprint, body. The version stays: its ETag means the same content."""
-    found = sealing.open_object(sides.old, _key(held, row["ck_generation"]), container, row)
-    item = sealing.object_id(sides.new, container, found.collection, found.key)
-    put = Put(found.collection, found.key, found.content_type, found.body, tuple(found.tags), found.inline)
-    tags = b"".join(sealing.object_tag(sides.new, container, tag).bytes for tag in found.tags)
-    mark = None
-    if row["fingerprint"] is not None:
-        mark = sealing.fingerprint(sides.new, container, found.content_type.encode(), found.body)
-    body = sealing.seal_object(sides.new, ck, generation, container, item, row["version"], put)
-    return row["id"], item, sealing.collection_tag(sides.new, container, found.collection), tags, mark, body
-
-
-def _turn(
-    sides: _Sides, held: dict[int, SecretKey], ck: SecretKey, generation: int, container: UUID, row: Any
-) -> tuple[int, bytes]:
-    """Number and body."""
-    turn = sealing.open_turn(sides.old, _key(held, row["ck_generation"]), container, row)
-    new = NewTurn(turn.content_type, turn.body, turn.inline)
-    return turn.number, sealing.seal_turn(sides.new, ck, generation, container, turn.id, turn.number, new)
-
-
-def _meta(
-    sides: _Sides, held: dict[int, SecretKey], ck: SecretKey, generation: int, kind: Kind, row: Any
-) -> tuple[UUID, bytes, UUID | None, list[UUID]]:
-    """Version, sealed names, external tag, label tags."""
-    container = row["id"]
-    meta = sealing.open_meta(
-        sides.old, _key(held, row["meta_ck"]), row["meta_ck"], container, row["meta_version"], row["meta"]
-    )
-    version = new_id()
-    tag = sealing.external_tag(sides.new, kind, meta.external_id) if meta.external_id is not None else None
-    label_tags = [sealing.label_tag(sides.new, label) for label in dict.fromkeys(meta.labels)]
-    return version, sealing.seal_meta(sides.new, ck, generation, container, version, meta), tag, label_tags
+    async def drop_due(self) -> None:
+        """Remove index keys that find nothing any more. Raises ``Unavailable``."""
+        for found in await self._pool.fetch(rows.DUE_INDEX_KEYS, 64):
+            tenant, number = found["tenant_id"], found["number"]
+            try:
+                async with self._ledger.transaction(tenant) as tx:
+                    await lock_tenant(tx, tenant)
+                    if await rows.drop_index_key(tx, tenant, number):
+                        await move_epoch(tx, tenant)
+                        facts = {"detail": {"kind": KIND, "index_key": number, "state": "destroyed"}}
+                        tx.event(tenant, "key.rekey", orjson.dumps(facts).decode())
+            except ConfideError as error:
+                log.info("an index key stays", extra={"fields": {"error": type(error).__name__}})

@@ -22,8 +22,8 @@ from app.crypto.secret import SecretKey
 from app.errors import KeyAccessDenied, KeyUnavailable, NotFound, Tampered, TenantSealed, TenantSuspended
 from app.kms.provider import KmsError, Wrapped
 from app.services.clock import Clock, boottime
-from app.services.key_loading import KeyLoader, KmsOutage, Sending, retry_after
-from app.services.tenant_keys import TenantKeys
+from app.services.key_loading import IndexKeyExchanged, KeyLoader, KmsOutage, Sending, retry_after
+from app.services.tenant_keys import Former, Seen, TenantKeys
 from app.store.keys import StoredKeys, insert_index_key, insert_root_key
 from app.store.ledger import Transaction
 
@@ -36,6 +36,9 @@ LINGER: Final = 2.0
 PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 10.0
 """Seconds between loads that fail: the first, and the most. Requests in between are answered without a KMS call."""
+
+EXCHANGE: Final = 5.0
+"""Seconds that a request waits while the tenant's index key is exchanged, which takes some milliseconds."""
 
 WIPED_BY: Final = (KeyAccessDenied, TenantSealed, TenantSuspended, NotFound, Tampered)
 """What says that keys in memory may not be used any more."""
@@ -79,6 +82,9 @@ class Keyring:
         self._loads = asyncio.Semaphore(LOADS)
         self._refreshes = asyncio.Semaphore(REFRESHES)
         self._background: set[asyncio.Task[Any]] = set()
+        self._seen: dict[UUID, tuple[int, Seen]] = {}
+        self.former: dict[UUID, Former] = {}
+        """By tenant: what is known of older index keys, as long as there are any."""
         self.hits = 0
         self.misses = 0
 
@@ -193,8 +199,7 @@ class Keyring:
         try:
             if why == "refresh":
                 await asyncio.sleep(random.uniform(0.0, 0.2))  # noqa: S311  jitter, so that tenants don't march in step
-            async with self._refreshes if why == "refresh" else self._loads:
-                keys, _ = await self.loader.load(tenant, flight, why)
+            keys = await self._loaded(tenant, flight, why)
             self._failures.pop(tenant, None)
             return self._keep(tenant, keys)
         except WIPED_BY:
@@ -207,6 +212,18 @@ class Keyring:
             return held
         finally:
             self._flights.pop(tenant, None)
+
+    async def _loaded(self, tenant: UUID, flight: _Flight, why: str) -> TenantKeys:
+        give_up = self._clock() + EXCHANGE
+        while True:
+            try:
+                async with self._refreshes if why == "refresh" else self._loads:
+                    keys, _ = await self.loader.load(tenant, flight, why)
+                return keys
+            except IndexKeyExchanged:
+                if self._clock() >= give_up:
+                    raise
+            await asyncio.sleep(0.02)
 
     def _outage(self, tenant: UUID, error: KmsOutage) -> TenantKeys | None:
         """Note a failed load, and answer what may be served all the same: keys in their lease or the tenant's grace."""
@@ -231,7 +248,21 @@ class Keyring:
             if wait > 0:
                 raise KeyUnavailable(retry_after=max(1, round(wait)))
 
+    def _remember(self, tenant: UUID, keys: TenantKeys) -> None:
+        """Keep what was seen under older index keys across loads, until there are none."""
+        if keys.former is None:
+            self.former.pop(tenant, None)
+            self._seen.pop(tenant, None)
+            return
+        number, seen = self._seen.get(tenant, (0, keys.former.seen))
+        if number != keys.index_number:
+            seen = keys.former.seen
+        keys.former.seen = seen
+        self._seen[tenant] = (keys.index_number, seen)
+        self.former[tenant] = keys.former
+
     def _keep(self, tenant: UUID, keys: TenantKeys) -> TenantKeys:
+        self._remember(tenant, keys)
         lease = keys.until - keys.granted_at
         if keys.policy.lease == 0 and lease <= 1.0:
             asyncio.get_running_loop().call_later(lease + 1, keys.wipe)

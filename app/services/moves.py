@@ -240,16 +240,13 @@ class Moves:
             vendor=(fresh.vendor.ciphertext, fresh.vendor.kek_uri, fresh.vendor.kek_version),
         )
         keys.check()
-        index = seal_index_key(
-            keys.index,
-            fresh.trk,
-            region=self._region,
-            tenant=tenant,
-            generation=fresh.generation,
-            number=keys.index_number,
-        )
-        if not await move_index_key(tx, tenant, keys.index_number, fresh.generation, index):
-            raise Conflict
+        older = keys.former.keys if keys.former is not None else []
+        for number, key in [(keys.index_number, keys.index), *older]:
+            index = seal_index_key(
+                key, fresh.trk, region=self._region, tenant=tenant, generation=fresh.generation, number=number
+            )
+            if not await move_index_key(tx, tenant, number, fresh.generation, index):
+                raise Conflict
         if target is not None and not target["current"]:
             await self._take_over(tx, tenant, target, fresh)
         await move_epoch(tx, tenant)

@@ -17,6 +17,7 @@ import orjson
 from app.crypto.context import Domain, SealContext
 from app.crypto.envelope import open_sealed, seal
 from app.crypto.index import IndexKind, index_tag
+from app.crypto.keys import hkdf_sha256
 from app.crypto.secret import SecretKey
 from app.errors import Tampered
 from app.identity import NO_UUID, Kind
@@ -34,7 +35,10 @@ _UUID8: Final = (0x8 << 76) | (0x2 << 62)
 
 def _tag(keys: TenantKeys, kind: IndexKind, container: UUID, *values: str) -> UUID:
     """128 bits of HMAC as a UUID."""
-    return UUID(bytes=index_tag(keys.index, kind, container, *values)[:16])
+    tag = index_tag(keys.index, kind, container, *values)[:16]
+    if keys.former is not None and container == NO_UUID:
+        keys.former.note(tag, lambda older: index_tag(older, kind, container, *values)[:16])
+    return UUID(bytes=tag)
 
 
 def external_tag(keys: TenantKeys, kind: Kind, name: str) -> UUID:
@@ -69,11 +73,17 @@ def object_id(keys: TenantKeys, container: UUID, collection: str, key: str) -> U
 
 def fingerprint(keys: TenantKeys, container: UUID, *parts: bytes) -> bytes:
     """Tells equal contents from different ones, to those who have the tenant's key."""
-    return index_tag(keys.index, IndexKind.FINGERPRINT, container, *parts)
+    mark = index_tag(keys.index, IndexKind.FINGERPRINT, container, *parts)
+    if keys.former is not None and container == NO_UUID:
+        keys.former.note(mark, lambda older: index_tag(older, IndexKind.FINGERPRINT, container, *parts))
+    return mark
 
 
 def idempotency_tag(keys: TenantKeys, principal: UUID, key: bytes) -> bytes:
-    return index_tag(keys.index, IndexKind.IDEMPOTENCY, NO_UUID, principal.bytes, key)
+    tag = index_tag(keys.index, IndexKind.IDEMPOTENCY, NO_UUID, principal.bytes, key)
+    if keys.former is not None:
+        keys.former.note(tag, lambda older: index_tag(older, IndexKind.IDEMPOTENCY, NO_UUID, principal.bytes, key))
+    return tag
 
 
 # ---------------------------------------------------------------- objects
@@ -196,6 +206,16 @@ def _answer_context(keys: TenantKeys, tag: bytes) -> SealContext:
 def seal_answer(keys: TenantKeys, tag: bytes, answer: Any) -> bytes:
     """What a repeated request will be told, bound to its idempotency tag."""
     return seal(keys.answers, keys.tenant, keys.index_number, _answer_context(keys, tag), orjson.dumps(answer))
+
+
+def answer_again(keys: TenantKeys, number: int, index: SecretKey, old: bytes, tag: bytes, sealed: bytes) -> bytes:
+    """An answer that was kept under an older index key, kept under the present one. Raises ``Tampered``."""
+    with_key = hkdf_sha256(index, b"confide/v1/answers")
+    try:
+        plaintext = open_sealed(with_key, keys.tenant, number, _answer_context(keys, old), sealed)
+    finally:
+        with_key.wipe()
+    return seal(keys.answers, keys.tenant, keys.index_number, _answer_context(keys, tag), plaintext)
 
 
 def open_answer(keys: TenantKeys, tag: bytes, sealed: bytes | None) -> Any:

@@ -7,6 +7,7 @@ the lease ends, the epoch moves, a KMS denies, or the entry is evicted.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -49,6 +50,53 @@ class Known:
     """Whether ``subject`` is known: it is from a look-up, not from a read."""
 
 
+TAGS: Final = 100_000
+"""Look-up tags whose older forms are remembered for a tenant: far more than the requests that can be under way."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a worker remembers while a tenant has older index keys. It outlives the keys, which come and go."""
+
+    tags: OrderedDict[bytes, tuple[bytes, ...]] = field(default_factory=OrderedDict, repr=False)
+    """The same name's tags under the older index keys, newest first, by its tag under the present one."""
+    moved: set[UUID] = field(default_factory=set)
+    """Containers that are known to stand under the present index key."""
+
+    def note(self, tag: bytes, older: tuple[bytes, ...]) -> None:
+        self.tags[tag] = older
+        self.tags.move_to_end(tag)
+        if len(self.tags) > TAGS:
+            self.tags.popitem(last=False)
+
+    def learn_moved(self, container: UUID) -> None:
+        if len(self.moved) >= TAGS:
+            self.moved.clear()
+        self.moved.add(container)
+
+
+@dataclass(slots=True)
+class Former:
+    """Older index keys, newest first, and how far their exchange is.
+
+    ``bound``: containers up to it may still stand under the newest of them; None: all have moved, and the keys only
+    find the answers to requests that were made before.
+    """
+
+    keys: list[tuple[int, SecretKey]] = field(repr=False)
+    bound: UUID | None
+    seen: Seen = field(default_factory=Seen)
+
+    def note(self, tag: bytes, older: Callable[[SecretKey], bytes]) -> None:
+        """Remember what a tag was under the older keys. ``older`` makes it with a key."""
+        if tag not in self.seen.tags:
+            self.seen.note(tag, tuple(older(key) for _, key in self.keys))
+
+    def stands(self, container: UUID) -> bool:
+        """Whether a container is known to stand under the present index key."""
+        return self.bound is None or container.int > self.bound.int or container in self.seen.moved
+
+
 @dataclass(slots=True)
 class TenantKeys:
     """Root keys by generation, the index key and what hangs on them, under one lease (seconds of ``Clock``)."""
@@ -67,6 +115,8 @@ class TenantKeys:
     granted_at: float
     until: float
     """When these keys may be used no more: the lease's end, or that of the grace after it."""
+    former: Former | None = None
+    """Older index keys, while something may still be found only through them."""
     lease_end: float = field(init=False)
     answers: SecretKey = field(init=False)
     names: dict[tuple[UUID, str, str | None], UUID] = field(default_factory=dict, repr=False)
@@ -207,6 +257,8 @@ class TenantKeys:
         """Zero every key. Requests that still hold one get ``KeyWiped``, a 503."""
         self.until = self.lease_end = 0.0
         wipe(*self.roots.values(), self.index, self.answers, *self._containers.values())
+        if self.former is not None:
+            wipe(*(key for _, key in self.former.keys))
         self.names.clear()
         self._containers.clear()
         self._known.clear()

@@ -11,14 +11,16 @@ from app.store.ledger import Ledger, Transaction
 
 @dataclass(frozen=True, slots=True)
 class StoredKeys:
-    """Rows of one tenant. ``bindings`` by id: those that a root key depends on. ``pending``: the next index key, while
-    a rekey is under way."""
+    """Rows of one tenant. ``bindings`` by id: those that a root key depends on. ``pending``: the next index key, at the
+    moment of its exchange; ``former``: those before the active one, newest first.
+    """
 
     tenant: Any
     roots: list[Any]
     index: Any
     bindings: dict[UUID, Any]
     pending: Any = None
+    former: tuple[Any, ...] = ()
 
 
 class KeyStore:
@@ -38,10 +40,13 @@ class KeyStore:
                 tenant,
             )
             indexes = await tx.connection.fetch(
-                "SELECT * FROM confide_keys.index_key WHERE tenant_id = $1 AND state IN ('active', 'pending')", tenant
+                "SELECT * FROM confide_keys.index_key WHERE tenant_id = $1 AND state <> 'destroyed'"
+                " ORDER BY number DESC",
+                tenant,
             )
             index = next(each for each in indexes if each["state"] == "active")
             pending = next((each for each in indexes if each["state"] == "pending"), None)
+            former = tuple(each for each in indexes if each["state"] == "retiring")
             bound = [root["binding_id"] for root in roots if root["binding_id"] is not None]
             bindings = []
             if bound:
@@ -52,7 +57,9 @@ class KeyStore:
                     tenant,
                     bound,
                 )
-            return StoredKeys(row, list(roots), index, {binding["id"]: binding for binding in bindings}, pending)
+            return StoredKeys(
+                row, list(roots), index, {binding["id"]: binding for binding in bindings}, pending, former
+            )
 
 
 async def insert_root_key(
@@ -85,7 +92,7 @@ async def insert_root_key(
 async def insert_index_key(
     tx: Transaction, *, tenant: UUID, number: int, trk_generation: int, sealed: bytes, state: str = "active"
 ) -> None:
-    """``state`` pending: the next one, while a rekey is under way."""
+    """``state`` pending: the next one, at the moment of its exchange."""
     await tx.connection.execute(
         "INSERT INTO confide_keys.index_key (tenant_id, number, trk_generation, sealed, state, created_at)"
         " VALUES ($1, $2, $3, $4, $5, now())",
@@ -179,7 +186,7 @@ async def move_index_key(tx: Transaction, tenant: UUID, number: int, trk_generat
     return bool(
         await tx.connection.fetchval(
             "UPDATE confide_keys.index_key SET trk_generation = $3, sealed = $4"
-            " WHERE tenant_id = $1 AND number = $2 AND state = 'active' RETURNING true",
+            " WHERE tenant_id = $1 AND number = $2 AND state IN ('active', 'retiring') RETURNING true",
             tenant,
             number,
             trk_generation,

@@ -10,7 +10,8 @@ import pytest
 
 from app.services import jobs as runner
 from app.services import moves
-from tests.cell import Cell, Tenant, running_cell
+from app.services.audit_cross_check import cross_check
+from tests.cell import REGION, Cell, Tenant, running_cell
 from tests.keys.customers import World, bound, checked, make_customer
 from tests.keys.test_moves import events, last, write
 from tests.keys.waiting import ended, until
@@ -56,13 +57,15 @@ async def test_rekey_keeps_everything_readable_and_leaves_no_old_key(cell: Cell,
     session = await fill(tenant)
     await bound(cell, tenant, make_customer(world, "local"))
     before = await everything(tenant, session)
-    old = await _rows(cell, tenant)
+    old, was = await _rows(cell, tenant), await _objects(cell, tenant)
     done = await tenant.admin.post("/v1/keys/rekey")
     assert done.status_code == 202, done.text
     await ended(tenant, done.json()["job"])
     assert await everything(tenant, session) == before
-    new = await _rows(cell, tenant)
-    assert not old & new, "an id, a tag or a wrapped key is the same as before"
+    new, now = await _rows(cell, tenant), await _objects(cell, tenant)
+    assert {version for _, version in was} == {version for _, version in now}
+    assert not {item for item, _ in was} & {item for item, _ in now}
+    assert old & new == set(), "an id, a tag or a wrapped key is the same as before"
     async with cell.parts.services.ledger.transaction(tenant.id) as tx:
         keys = await tx.connection.fetch("SELECT * FROM confide.container_key WHERE tenant_id = $1", tenant.id)
         used = await tx.connection.fetch(
@@ -75,9 +78,23 @@ async def test_rekey_keeps_everything_readable_and_leaves_no_old_key(cell: Cell,
     assert {(k["container_id"], k["generation"]) for k in keys} == {tuple(row) for row in used}
     again = {"put": [{"collection": "files", "key": "b", "base64": "AwQF", "if_none_match": "*"}], "session": session}
     assert (await tenant.runtime.post("/v1/commit", json=again)).status_code == 200
-    per_container = [e for e in await events(tenant, "key.rekey") if "objects" in e.get("detail", {})]
+    per_container = [e for e in await events(tenant, "key.rekey") if "container" in e]
     assert {e["purpose"] for e in per_container} == {"maintenance"}
     assert len({e["container"] for e in per_container}) == 2
+    opened = {tuple(pair) for e in per_container for pair in e.get("objects", ())}
+    assert was | now <= opened, "an object was opened or sealed, and no row names it"
+    assert [e["turns"] for e in per_container if "turns" in e] == [[[1, 2]]]
+    report = await cross_check(cell.parts.services.audit.pools[0], tenant.id, REGION)
+    assert report.findings == []
+
+
+async def _objects(cell: Cell, tenant: Tenant) -> set[tuple[str, str]]:
+    """(id, version) of every stored object."""
+    async with cell.parts.services.ledger.transaction(tenant.id) as tx:
+        found = await tx.connection.fetch(
+            "SELECT id, version FROM confide.context_object WHERE tenant_id = $1", tenant.id
+        )
+    return {(str(row["id"]), str(row["version"])) for row in found}
 
 
 async def _rows(cell: Cell, tenant: Tenant) -> set[Any]:
@@ -95,7 +112,8 @@ async def _rows(cell: Cell, tenant: Tenant) -> set[Any]:
             " UNION ALL SELECT external_tag::text FROM confide.container WHERE tenant_id = $1"
             " UNION ALL SELECT label_tag::text FROM confide.container_label WHERE tenant_id = $1"
             " UNION ALL SELECT encode(sealed, 'hex') FROM confide.container_key WHERE tenant_id = $1"
-            " UNION ALL SELECT encode(sealed, 'hex') FROM confide_keys.index_key WHERE tenant_id = $1",
+            " UNION ALL SELECT encode(sealed, 'hex') FROM confide_keys.index_key WHERE tenant_id = $1"
+            " AND state = 'active'",
             tenant.id,
         )
     return {row["v"] for row in found}
