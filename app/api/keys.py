@@ -237,8 +237,8 @@ ROUTES: Final = (
         _STARTED,
         _WRITE,
         errors=_NOW,
-        description="Live: requests go on meanwhile, and one that meets a container which hasn't been encrypted anew yet"
-        " does that first. Idempotency keys from before stay known for as long as they would have been.",
+        description="Live: requests go on meanwhile, and one that meets a container which hasn't been encrypted anew"
+        " yet does that first. Idempotency keys from before stay known for as long as they would have been.",
     ),
     _route(
         "PATCH",

@@ -20,9 +20,9 @@ async def until(check: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> A
             await asyncio.sleep(0.02)
 
 
-async def ended(tenant: Tenant, job: UUID | str, *states: str) -> dict[str, Any]:
+async def ended(tenant: Tenant, job: UUID | str, *states: str, seconds: float = 30.0) -> dict[str, Any]:
     async def look() -> Any:
         answer = (await tenant.admin.get(f"/v1/jobs/{job}")).raise_for_status().json()
         return answer if answer["state"] in (states or ("done",)) else None
 
-    return await until(look)
+    return await until(look, seconds)
