@@ -49,6 +49,7 @@ from app.services.cell_secrets import CellSecrets
 from app.services.control import ControlPlane
 from app.services.deletion_journal import DeletionJournal
 from app.services.denials import Denials
+from app.services.detections import Thresholds
 from app.services.dialogue import Dialogue
 from app.services.jobs import Jobs
 from app.services.key_plane import core, key_plane
@@ -196,6 +197,7 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
                 trust=_trust(settings),
                 customer_hours=settings.incident_customer_hours,
                 authority_hours=settings.incident_authority_hours,
+                thresholds=Thresholds(settings.detect_denied, settings.detect_opened, settings.detect_opened_factor),
                 observe_sweep=metrics.swept,
             )
         ),

@@ -95,10 +95,14 @@ class IncidentsOut(Out):
 
 
 class PartOut(Out):
-    """One tenant's part. ``key_state``: whether its keys can be used now."""
+    """One tenant's part. ``key_states``: openings by the key state at the moment of each: available, unavailable (the
+    KMS was out), revoked, sealed. ``key_history``: states over the window, since when. ``key_state_now``: today's.
+    """
 
     tenant: UUID
-    key_state: str
+    key_states: dict[str, int]
+    key_history: list[dict[str, Any]]
+    key_state_now: str
     containers: int
     subjects: int
     events: int

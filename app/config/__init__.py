@@ -71,6 +71,9 @@ class Settings:
     trust_file: Path | None = setting("CONFIDE_TRUST_FILE", path, None)  # noqa: RUF009  a field
     incident_customer_hours: int = setting("CONFIDE_INCIDENT_CUSTOMER_HOURS", whole(1, 720), 24)
     incident_authority_hours: int = setting("CONFIDE_INCIDENT_AUTHORITY_HOURS", whole(1, 720), 72)
+    detect_denied: int = setting("CONFIDE_DETECT_DENIED", whole(1, 1_000_000), 50)
+    detect_opened: int = setting("CONFIDE_DETECT_OPENED", whole(1, 100_000_000), 2000)
+    detect_opened_factor: int = setting("CONFIDE_DETECT_OPENED_FACTOR", whole(1, 10_000), 10)
 
     database_url: str | None = setting("CONFIDE_DATABASE_URL", database, None, secret=True)
     owner_database_url: str | None = setting("CONFIDE_OWNER_DATABASE_URL", database, None, secret=True)

@@ -137,7 +137,7 @@ class Access:
         reason = _dead(found)
         if reason is not None:
             self.forget(caller.api_key)
-            raise self._refusal(reason)
+            raise self._refusal(reason, found)
 
     def forget(self, key: UUID) -> None:
         """Drop what is kept of a key: a statement found it revoked, or this worker revoked it."""
@@ -162,7 +162,7 @@ class Access:
         reason = _dead(found)
         if reason is not None:
             self.forget(parsed.key_id)
-            raise self._refusal(reason)
+            raise self._refusal(reason, found)
         return self._remember(name, found)
 
     def _parse(self, token: bytes) -> apikeys.ParsedKey:
@@ -217,9 +217,12 @@ class Access:
         if len(self._unknown) > KEPT:
             self._unknown.popitem(last=False)
 
-    def _refusal(self, reason: str) -> Unauthenticated:
-        """Count it, and give the one error that stands for all of them."""
-        self.denials.unauthenticated(reason)
+    def _refusal(self, reason: str, found: Found | None = None) -> Unauthenticated:
+        """Count it, and give the one error that stands for all of them. ``found``: the key, whose secret was right."""
+        if reason == "revoked" and found is not None:
+            self.denials.revoked(found[0]["tenant_id"], found[0]["id"], found[0]["principal"])
+        else:
+            self.denials.unauthenticated(reason)
         return Unauthenticated()
 
     # ------------------------------------------------------------ last use

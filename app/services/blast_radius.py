@@ -5,14 +5,19 @@ From the sealed audit log. Operators get ids and counts; what a tenant gets is i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
+
 from app.errors import InvalidRequest
 from app.identity import NO_UUID
+from app.services import key_history
+from app.services.key_history import Period, Transition
 from app.store import backup as cell_rows
 from app.store import incidents as rows
 from app.store import tenants as tenant_rows
@@ -20,6 +25,9 @@ from app.store.ledger import Ledger, Transaction
 
 MOST: Final = 10_000
 """Containers listed for each tenant; the counts are of all."""
+FEW: Final = 1000
+"""So many tenants' key histories are read before it is known whom a window of time concerns."""
+_NOW: Final = {"active": "available"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +44,16 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tenant's part. ``key_state``: whether its data can be opened now."""
+    """One tenant's part.
+
+    ``key_states``: openings by the key state at the moment of each. ``key_history``: key states over the window, each
+    since when. ``key_state_now``: as the tenant stands today.
+    """
 
     tenant: UUID
-    key_state: str
+    key_states: dict[str, int]
+    key_history: list[dict[str, Any]]
+    key_state_now: str
     containers: int
     subjects: int
     events: int
@@ -54,15 +68,43 @@ async def compute(ledger: Ledger, suspect: Suspect) -> list[Part]:
         raise InvalidRequest("A key generation is a tenant's: name the tenant.", "/tenant")
     async with ledger.transaction() as tx:
         tenants = await _tenants(tx, suspect)
-        found = await rows.radius(
-            tx, tenants, suspect.principal, suspect.api_key, suspect.generation, suspect.since, suspect.until
-        )
+        if len(tenants) <= FEW:
+            histories = await _histories(tx, suspect, tenants)
+            by_tenant = await _openings(tx, suspect, tenants, _cuts(histories))
+        else:  # who was touched at all; then those again, by period, whose keys changed within the window
+            by_tenant = await _openings(tx, suspect, tenants)
+            histories = await _histories(tx, suspect, list(by_tenant))
+            cuts = _cuts(histories)
+            if cuts:
+                by_tenant |= await _openings(tx, suspect, list({tenant for tenant, _ in cuts}), cuts)
+    async with ledger.transaction(*by_tenant) as tx:
+        now = {row["id"]: row["key_state"] for row in await tenant_rows.get_many(tx, list(by_tenant))}
+    return [_part(tenant, now.get(tenant, "unknown"), histories[tenant], each) for tenant, each in by_tenant.items()]
+
+
+def _cuts(histories: Mapping[UUID, Sequence[Period]]) -> list[tuple[UUID, datetime]]:
+    return [(tenant, cut) for tenant, found in histories.items() for cut in key_history.cuts(found)]
+
+
+async def _openings(
+    tx: Transaction, suspect: Suspect, tenants: Sequence[UUID], cuts: Sequence[tuple[UUID, datetime]] = ()
+) -> dict[UUID, list[Any]]:
+    window = (suspect.since, suspect.until)
+    found = await rows.radius(tx, tenants, suspect.principal, suspect.api_key, suspect.generation, window, cuts)
     by_tenant: dict[UUID, list[Any]] = {}
     for row in found:
         by_tenant.setdefault(row["tenant_id"], []).append(row)
-    async with ledger.transaction(*by_tenant) as tx:
-        states = {row["id"]: row["key_state"] for row in await tenant_rows.get_many(tx, list(by_tenant))}
-    return [_part(tenant, states.get(tenant, "unknown"), each) for tenant, each in by_tenant.items()]
+    return by_tenant
+
+
+async def _histories(tx: Transaction, suspect: Suspect, tenants: Sequence[UUID]) -> dict[UUID, list[Period]]:
+    """Key states of each tenant over the window."""
+    seen: dict[UUID, list[Transition]] = {tenant: [] for tenant in tenants}
+    for row in await rows.key_transitions(tx, tenants, suspect.until):
+        detail = orjson.loads(row["detail"] or b"{}")
+        names = (detail.get("binding"), detail.get("from"), detail.get("to"))
+        seen[row["tenant_id"]].append(Transition(row["time"], row["action"], *names))
+    return {tenant: key_history.periods(each, suspect.since, suspect.until) for tenant, each in seen.items()}
 
 
 async def _tenants(tx: Transaction, suspect: Suspect) -> list[UUID]:
@@ -78,7 +120,7 @@ async def _tenants(tx: Transaction, suspect: Suspect) -> list[UUID]:
     return tenants
 
 
-def _part(tenant: UUID, key_state: str, found: Sequence[Any]) -> Part:
+def _part(tenant: UUID, now: str, history: Sequence[Period], found: Sequence[Any]) -> Part:
     subjects = {row["subject"] for row in found if row["subject"] is not None}
     subjects |= {row["container"] for row in found if row["kind"] == "subject"}
     listed = [
@@ -91,7 +133,22 @@ def _part(tenant: UUID, key_state: str, found: Sequence[Any]) -> Part:
             "first_at": row["first_at"],
             "last_at": row["last_at"],
             "generations": row["generations"] or [],
+            "key_states": _by_state(history, row),
         }
         for row in found[:MOST]
     ]
-    return Part(tenant, key_state, len(found), len(subjects), sum(row["events"] for row in found), listed)
+    states: Counter[str] = Counter()
+    for row in found:
+        states.update(_by_state(history, row))
+    told = [{"state": each.state, "since": each.since} for each in history]
+    events = sum(row["events"] for row in found)
+    return Part(tenant, dict(states), told, _NOW.get(now, now), len(found), len(subjects), events, listed)
+
+
+def _by_state(history: Sequence[Period], row: Any) -> dict[str, int]:
+    """A container's openings by the key state at the time of each."""
+    states: dict[str, int] = {}
+    for number, events in zip(row["periods"], row["period_events"], strict=True):
+        state = history[number].state
+        states[state] = states.get(state, 0) + events
+    return states

@@ -7,7 +7,7 @@ key. Drafts come from detections; an operator confirms or dismisses them, but th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from app.services import blast_radius
 from app.services.auditing import Auditing, Trace
 from app.services.blast_radius import Part, Suspect
 from app.services.control import ControlPlane
-from app.services.incident_clock import AUTHORITY, CUSTOMER, deadlines
+from app.services.incident_clock import AUTHORITY, CUSTOMER, SteadyClock, WallClock, deadlines
 from app.store import incidents as rows
 from app.store.ledger import Ledger
 
@@ -42,7 +42,9 @@ class Incidents:
         *,
         customer: timedelta = CUSTOMER,
         authority: timedelta = AUTHORITY,
+        clock: WallClock | None = None,
     ) -> None:
+        self.clock = clock or SteadyClock()
         self._control = control
         self._ledger = ledger
         self._auditing = auditing
@@ -54,23 +56,23 @@ class Incidents:
 
     async def open(self, caller: Caller, kind: str, detected_at: datetime, words: str, trace: Trace) -> dict[str, Any]:
         """Raises InvalidRequest for a time in the future."""
-        if detected_at > datetime.now(UTC) + timedelta(minutes=5):
+        if detected_at > self.clock() + timedelta(minutes=5):
             raise InvalidRequest("detected_at is in the future.", "/detected_at")
         incident = new_id()
         async with self._control.act(caller, trace, "incident.open", incident=str(incident), kind=kind) as act:
             due = deadlines(detected_at, self.customer, self.authority)
             await rows.insert(act.tx, incident, kind, None, detected_at, due)
-            await rows.add(act.tx, incident, "opened", actor=caller.principal, words=self._seal(words))
+            await rows.add(act.tx, incident, "opened", actor=caller.principal, words=self._seal(words), at=self.clock())
         return await self.get(caller, incident, trace)
 
-    async def draft(self, kind: str, dedupe: str, detected_at: datetime, detail: dict[str, Any]) -> UUID | None:
-        """By a detection. None where the same thing has been drafted before."""
-        incident = new_id()
+    async def draft(self, kind: str, dedupe: str, detail: dict[str, Any]) -> UUID | None:
+        """By a detection, now. None where the same thing has been drafted before."""
+        incident, detected_at = new_id(), self.clock()
         async with self._ledger.transaction(NO_UUID) as tx:
             due = deadlines(detected_at, self.customer, self.authority)
             if await rows.insert(tx, incident, kind, dedupe, detected_at, due) is None:
                 return None
-            await rows.add(tx, incident, "drafted", detail=detail)
+            await rows.add(tx, incident, "drafted", detail=detail, at=detected_at)
             facts = orjson.dumps({"detail": {"incident": str(incident), "kind": kind, "by": "detection"}}).decode()
             tx.event(NO_UUID, "incident.open", facts)
         self._auditing.alarm("incident-drafted", incident=str(incident), kind=kind)
@@ -79,7 +81,7 @@ class Incidents:
     async def get(self, caller: Caller, incident: UUID, trace: Trace) -> dict[str, Any]:
         """With its whole history. Raises NotFound."""
         async with self._control.look(caller, trace) as tx:
-            row = await rows.get(tx, incident)
+            row = await rows.get(tx, incident, self.clock())
             if row is None:
                 raise NotFound
             entries = await rows.entries(tx, incident)
@@ -88,7 +90,7 @@ class Incidents:
     async def page(self, caller: Caller, before: UUID | None, limit: int, trace: Trace) -> list[dict[str, Any]]:
         """The newest first."""
         async with self._control.look(caller, trace) as tx:
-            found = await rows.page(tx, before, limit)
+            found = await rows.page(tx, before, limit, self.clock())
             return [describe(row, await rows.entries(tx, row["id"])) for row in found]
 
     async def add(self, caller: Caller, incident: UUID, phase: str | None, words: str, trace: Trace) -> dict[str, Any]:
@@ -99,7 +101,9 @@ class Incidents:
             kind = "closed" if phase == "closed" else "phase" if phase is not None else "note"
             detail = {"phase": phase} if phase is not None else {}
             act.detail |= detail
-            await rows.add(act.tx, incident, kind, actor=caller.principal, detail=detail, words=self._seal(words))
+            await rows.add(
+                act.tx, incident, kind, actor=caller.principal, detail=detail, words=self._seal(words), at=self.clock()
+            )
         return await self.get(caller, incident, trace)
 
     async def notify(
@@ -122,7 +126,7 @@ class Incidents:
             for affected in tenants or (None,):
                 await rows.add(
                     act.tx, incident, "notified", actor=caller.principal, audience=audience, affected=affected,
-                    words=self._seal(words),
+                    words=self._seal(words), at=self.clock(),
                 )  # fmt: skip
         return await self.get(caller, incident, trace)
 
@@ -139,13 +143,27 @@ class Incidents:
             await self._check_open(act.tx, incident)
             for part in parts:
                 counts = {"containers": part.containers, "subjects": part.subjects, "events": part.events}
-                scope = asked | counts | {"key_state": part.key_state}
+                states = {"key_states": part.key_states, "key_history": part.key_history}
+                scope = asked | counts | states
                 await rows.insert_part(act.tx, part.tenant, incident, scope, part.listed)
                 await rows.add(
-                    act.tx, incident, "scoped", actor=caller.principal, affected=part.tenant, detail=asked | counts
+                    act.tx,
+                    incident,
+                    "scoped",
+                    actor=caller.principal,
+                    affected=part.tenant,
+                    detail=asked | counts,
+                    at=self.clock(),
                 )
             if not parts:
-                await rows.add(act.tx, incident, "scoped", actor=caller.principal, detail=asked | {"containers": 0})
+                await rows.add(
+                    act.tx,
+                    incident,
+                    "scoped",
+                    actor=caller.principal,
+                    detail=asked | {"containers": 0},
+                    at=self.clock(),
+                )
         return parts
 
     # ------------------------------------------------------------ tenants
@@ -171,9 +189,11 @@ class Incidents:
         async with self._ledger.transaction(NO_UUID) as tx:
             if not await rows.lead(tx):
                 return 0
-            late = await rows.overdue(tx)
+            now = self.clock()
+            late = await rows.overdue(tx, now)
             for row in late:
-                await rows.add(tx, row["id"], "overdue", audience=row["audience"])
+                clocks = {"due": row["due"].isoformat(), "worker": now.isoformat(), "database": row["now"].isoformat()}
+                await rows.add(tx, row["id"], "overdue", audience=row["audience"], detail=clocks, at=now)
                 facts = orjson.dumps({"detail": {"incident": str(row["id"]), "audience": row["audience"]}}).decode()
                 tx.event(NO_UUID, "incident.update", facts, outcome="failed", reason="overdue")
         for row in late:
@@ -183,7 +203,7 @@ class Incidents:
     # ------------------------------------------------------------ inside
 
     async def _check_open(self, tx: Any, incident: UUID) -> Any:
-        row = await rows.get(tx, incident)
+        row = await rows.get(tx, incident, self.clock())
         if row is None:
             raise NotFound
         if any(entry["kind"] == "closed" for entry in await rows.entries(tx, incident)):
@@ -201,7 +221,7 @@ class Incidents:
 
 
 def describe(row: Any, entries: Sequence[Any]) -> dict[str, Any]:
-    """An incident's state: phase, deadlines, and whether each was kept. Judged by the database's clock."""
+    """An incident's state: phase, deadlines, and whether each was kept. ``row["now"]``: the latest of the clocks."""
     told = {
         audience: min((e["at"] for e in entries if e["kind"] == "notified" and e["audience"] == audience), default=None)
         for audience in ("customer", "authority")

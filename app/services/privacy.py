@@ -18,7 +18,7 @@ from app.services.audit_receivers import Receivers
 from app.services.auditing import Auditing
 from app.services.control import ControlPlane
 from app.services.deletion_journal import DeletionJournal
-from app.services.detections import Detections
+from app.services.detections import Detections, Thresholds
 from app.services.dialogue import Dialogue
 from app.services.erasure import Checkpoints, Erasure
 from app.services.evidence import Evidence
@@ -94,6 +94,7 @@ class Needs:
     trust: Statement
     customer_hours: int
     authority_hours: int
+    thresholds: Thresholds
     observe_sweep: Callable[[float, int], None]
 
 
@@ -106,7 +107,7 @@ def assemble(needs: Needs) -> Privacy:
     residency = Residency(needs.region, control, ledger, needs.auditing)
     incidents = Incidents(control, ledger, needs.auditing, needs.notes, customer=customer, authority=authority)
     outbox = Outbox(control, ledger, residency, needs.receivers, needs.signer, needs.notes)
-    detections = Detections(ledger, incidents)
+    detections = Detections(ledger, incidents, needs.thresholds)
     erasure = Erasure(
         reading=reading,
         control=control,

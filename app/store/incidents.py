@@ -44,23 +44,26 @@ async def insert(
     )
 
 
-async def get(tx: Transaction, incident: UUID) -> Any:
+async def get(tx: Transaction, incident: UUID, now: datetime) -> Any:
+    """``now`` in the row: the later of the worker's clock, which is given, and the database's."""
     return await tx.connection.fetchrow(
-        f"SELECT {INCIDENT}, now() AS now FROM confide.incident WHERE tenant_id = $1 AND id = $2",
+        f"SELECT {INCIDENT}, greatest(now(), $3) AS now FROM confide.incident WHERE tenant_id = $1 AND id = $2",
         NO_UUID,
         incident,
+        now,
     )
 
 
-async def page(tx: Transaction, before: UUID | None, limit: int) -> list[Any]:
-    """The newest first."""
+async def page(tx: Transaction, before: UUID | None, limit: int, now: datetime) -> list[Any]:
+    """The newest first. ``now``: as in ``get``."""
     return list(
         await tx.connection.fetch(
-            f"SELECT {INCIDENT}, now() AS now FROM confide.incident WHERE tenant_id = $1"
+            f"SELECT {INCIDENT}, greatest(now(), $4) AS now FROM confide.incident WHERE tenant_id = $1"
             " AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3",
             NO_UUID,
             before,
             limit,
+            now,
         )
     )
 
@@ -75,12 +78,17 @@ async def add(
     affected: UUID | None = None,
     detail: dict[str, Any] | None = None,
     words: str | None = None,
+    at: datetime,
 ) -> Any:
-    """The next entry of an incident's history. Two writers wait for each other, so that numbers have no gap."""
+    """The next entry of an incident's history. Two writers wait for each other, so that numbers have no gap.
+
+    It is dated by the later of the worker's clock (``at``) and the database's, and never before the entry before it.
+    """
     await tx.connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1::uuid::text, 1))", incident)
     return await tx.connection.fetchrow(
         "INSERT INTO confide.incident_entry (tenant_id, incident_id, number, kind, actor, audience, affected, detail,"
-        " words) SELECT $1, $2, coalesce(max(number), 0) + 1, $3, $4, $5, $6, $7, $8 FROM confide.incident_entry"
+        " words, at) SELECT $1, $2, coalesce(max(number), 0) + 1, $3, $4, $5, $6, $7, $8,"
+        " greatest(clock_timestamp(), max(at), $9) FROM confide.incident_entry"
         " WHERE tenant_id = $1 AND incident_id = $2 RETURNING number, at",
         NO_UUID,
         incident,
@@ -90,6 +98,7 @@ async def add(
         affected,
         orjson.dumps(detail or {}).decode(),
         words,
+        at,
     )
 
 
@@ -104,16 +113,20 @@ async def entries(tx: Transaction, incident: UUID) -> list[Any]:
     )
 
 
-async def overdue(tx: Transaction) -> list[Any]:
-    """(id, audience) of incidents whose deadline has passed with nobody told, and no alarm raised yet."""
+async def overdue(tx: Transaction, now: datetime) -> list[Any]:
+    """(id, audience, due, now) of incidents whose deadline has passed with nobody told, and no alarm raised yet.
+
+    Passed by the worker's clock (``now``) or the database's.
+    """
     return list(
         await tx.connection.fetch(
-            "SELECT i.id, a.audience FROM confide.incident i,"
+            "SELECT i.id, a.audience, a.due, now() AS now FROM confide.incident i,"
             " LATERAL (VALUES ('customer', i.customer_due), ('authority', i.authority_due)) AS a (audience, due)"
-            " WHERE i.tenant_id = $1 AND a.due < now() AND NOT EXISTS ("
+            " WHERE i.tenant_id = $1 AND a.due < greatest(now(), $2) AND NOT EXISTS ("
             "  SELECT FROM confide.incident_entry e WHERE e.tenant_id = i.tenant_id AND e.incident_id = i.id"
             "  AND (e.kind = 'closed' OR (e.kind IN ('notified', 'overdue') AND e.audience = a.audience)))",
             NO_UUID,
+            now,
         )
     )
 
@@ -201,20 +214,27 @@ async def tenants_of(tx: Transaction, principal: UUID | None, api_key: UUID | No
 
 async def radius(
     tx: Transaction, tenants: Sequence[UUID], principal: UUID | None, api_key: UUID | None, trk: int | None,
-    since: datetime, until: datetime,
+    window: tuple[datetime, datetime], cuts: Sequence[tuple[UUID, datetime]] = (),
 ) -> list[Any]:  # fmt: skip
+    """``cuts``: moments of tenants between which openings are counted apart (``periods``, from 0)."""
     await tx.connection.execute("SET LOCAL statement_timeout = '60s'")
     return list(
         await tx.connection.fetch(
-            "SELECT * FROM confide.blast_radius($1, $2, $3, $4, $5, $6) ORDER BY tenant_id, first_at",
+            "SELECT * FROM confide.blast_radius($1, $2, $3, $4, $5, $6, $7, $8) ORDER BY tenant_id, first_at",
             list(tenants),
             principal,
             api_key,
             trk,
-            since,
-            until,
+            *window,
+            [tenant for tenant, _ in cuts],
+            [moment for _, moment in cuts],
         )
     )
+
+
+async def key_transitions(tx: Transaction, tenants: Sequence[UUID], until: datetime) -> list[Any]:
+    """(tenant_id, time, action, detail) of what changed whether tenants' data could be opened, the oldest first."""
+    return list(await tx.connection.fetch("SELECT * FROM confide.key_transitions($1, $2)", list(tenants), until))
 
 
 async def suspicious(tx: Transaction, since: datetime, opened: datetime, until: datetime) -> list[Any]:
@@ -224,3 +244,18 @@ async def suspicious(tx: Transaction, since: datetime, opened: datetime, until: 
 
 async def gaps(tx: Transaction, since: datetime, until: datetime) -> list[Any]:
     return list(await tx.connection.fetch("SELECT * FROM confide.audit_gaps($1, $2)", since, until))
+
+
+async def looked_to(tx: Transaction) -> tuple[datetime | None, datetime]:
+    """How far detections have looked (None where they never have), and the database's time."""
+    found = await tx.connection.fetchrow("SELECT (SELECT looked_to FROM confide.detection_mark) AS mark, now() AS now")
+    assert found is not None  # noqa: S101  a SELECT without FROM answers one row
+    return found["mark"], found["now"]
+
+
+async def note_looked_to(tx: Transaction, moment: datetime) -> None:
+    await tx.connection.execute(
+        "INSERT INTO confide.detection_mark (looked_to) VALUES ($1)"
+        " ON CONFLICT (singleton) DO UPDATE SET looked_to = EXCLUDED.looked_to",
+        moment,
+    )

@@ -1,42 +1,17 @@
-"""Incidents: the clock, the history, the blast radius, notices, and what opens a draft by itself."""
+"""Incidents: the history, the blast radius, notices."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.services.audit_receivers import NotDelivered
-from app.services.detections import Thresholds
-from app.services.incident_clock import deadlines
 from tests.cell import Cell, Tenant
 from tests.privacy.made import dialogue, sql, until
-
-ZONES = [ZoneInfo(name) for name in ("Europe/Zurich", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca")]
-
-
-@settings(deadline=None)
-@given(st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1)), st.sampled_from(ZONES), st.integers(0, 1))  # noqa: DTZ001
-def test_g8_deadlines_are_hours_after_detection_across_every_change_of_clocks(
-    naive: datetime, zone: ZoneInfo, fold: int
-) -> None:
-    detected = naive.replace(tzinfo=zone, fold=fold)
-    due = deadlines(detected)
-    # POSIX seconds are the independent measure: they know nothing of zones.
-    assert abs(due.customer.timestamp() - detected.timestamp() - 24 * 3600) < 0.001
-    assert abs(due.authority.timestamp() - detected.timestamp() - 72 * 3600) < 0.001
-    assert due == deadlines(detected.astimezone(UTC))
-
-
-def test_a_time_without_a_zone_is_refused() -> None:
-    with pytest.raises(ValueError, match="zone"):
-        deadlines(datetime(2026, 3, 29, 2, 30))  # noqa: DTZ001
 
 
 async def opened(cell: Cell, hours_ago: float = 1) -> dict[str, Any]:
@@ -59,18 +34,6 @@ async def sealed_events(cell: Cell) -> None:
         return rows[0][0] == 0
 
     await until(done, 30)
-
-
-async def test_the_clock_starts_at_detection_and_an_overdue_notice_is_alarmed_once(cell: Cell) -> None:
-    incident = await opened(cell, hours_ago=30)
-    assert incident["customer"]["overdue"] is True
-    assert incident["authority"]["overdue"] is False
-    incidents = cell.parts.services.privacy.incidents
-    assert await incidents.raise_overdue() == 1
-    assert await incidents.raise_overdue() == 0  # also after a restart: it stands in the history
-    found = (await cell.operator.get(f"/v1/incidents/{incident['id']}")).json()
-    assert [entry["kind"] for entry in found["history"]] == ["opened", "overdue"]
-    assert cell.parts.services.auditing.alarms["incident-overdue"] == 1
 
 
 async def test_the_history_is_only_ever_added_to_and_its_words_are_sealed(cell: Cell, tenant: Tenant) -> None:
@@ -165,48 +128,3 @@ async def test_a_notice_is_tried_until_delivered_and_operators_see_the_outbox(ce
     done = (await cell.operator.get("/v1/notices")).json()["notices"]
     assert done[0]["delivered_at"] is not None
     assert await outbox.deliver() == 0
-
-
-async def test_tampering_and_denied_bursts_open_a_draft_once(cell: Cell, tenant: Tenant) -> None:
-    session = await dialogue(tenant, "call-1")
-    await sql(cell, "UPDATE confide.context_object SET body = set_byte(body, 60, get_byte(body, 60) # 1)")
-    broken = await tenant.runtime.post("/v1/load", json={"session": str(session), "context": [{}]})
-    assert broken.status_code == 500
-    for _ in range(6):
-        assert (await tenant.runtime.get("/v1/audit/events")).status_code == 403
-    detections = cell.parts.services.privacy.detections
-    detections.thresholds = Thresholds(denied=5, bulk=3)
-    for n in range(3):
-        await dialogue(tenant, f"bulk-{n}")
-        await tenant.runtime.post("/v1/load", json={"external_id": f"bulk-{n}"})
-    key = (await tenant.admin.post("/v1/api-keys", json={"name": "old", "role": "runtime"})).json()
-    revoked = cell.client(key["secret"])
-    assert (await revoked.get(f"/v1/sessions/{session}")).status_code == 200
-    await sql(cell, "UPDATE confide.api_key SET revoked_at = now() WHERE name = 'old'")
-    assert (await revoked.get(f"/v1/sessions/{session}")).status_code == 401
-    assert len(await detections.look()) == 4
-    assert await detections.look() == []
-    drafts = (await cell.operator.get("/v1/incidents")).json()["incidents"]
-    assert {(each["kind"], each["phase"]) for each in drafts} == {
-        ("tampered", "draft"),
-        ("denied", "draft"),
-        ("bulk-opening", "draft"),
-        ("revoked-api-key", "draft"),
-    }
-
-
-async def test_a_gap_in_a_writers_numbers_opens_a_draft(cell: Cell, tenant: Tenant) -> None:
-    for n in range(3):
-        await dialogue(tenant, f"call-{n}")
-    await sql(cell, "UPDATE confide.cell SET region = region")
-    connection = await asyncpg.connect(cell.url)
-    await connection.execute("SET session_replication_role = replica")  # what only a superuser can do
-    await connection.execute(
-        "DELETE FROM confide_audit.journal j USING (SELECT writer, tenant_id, min(seq) + 1 AS seq FROM"
-        " confide_audit.journal WHERE tenant_id = $1 GROUP BY 1, 2 HAVING count(*) > 2) d"
-        " WHERE j.writer = d.writer AND j.tenant_id = d.tenant_id AND j.seq = d.seq".replace("$1", f"'{tenant.id}'")
-    )
-    await connection.close()
-    await cell.parts.services.privacy.detections.look(datetime.now(UTC) + timedelta(minutes=1))
-    drafts = (await cell.operator.get("/v1/incidents")).json()["incidents"]
-    assert "audit-gap" in {each["kind"] for each in drafts}
