@@ -85,10 +85,21 @@ class ConsistencyOut(Out):
 # ---------------------------------------------------------------- streams
 
 
-class StreamIn(In):
-    """``url``: https. ``region``: where the receiver stands, as you declare it; events stay in the tenant's region."""
+Url = Annotated[
+    str,
+    Meta(
+        min_length=9,
+        max_length=2048,
+        description="https, a public address or name, port 443 or 8443; no credentials, no fragment.",
+        extra_json_schema={"format": "uri", "pattern": "^https://[a-z0-9][a-z0-9.-]*(:(443|8443))?(/[!-~]*)?$"},
+    ),
+]
 
-    url: Annotated[str, Meta(min_length=9, max_length=2048)]
+
+class StreamIn(In):
+    """``region``: where the receiver stands, as you declare it; events stay in the tenant's region."""
+
+    url: Url
     region: Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$(?!\n)")]
 
 

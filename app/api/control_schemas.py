@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from app.api.parse import is_meant
+from app.api.rules import Schema, at_most_one, one_of, shape
 from app.api.schemas import In, Out
 from app.api.table import QueryParam
 from app.errors import InvalidRequest
-from app.identity import Purpose, Role, Scope
+from app.identity import ROLE_PURPOSES, ROLE_SCOPES, Purpose, Role, Scope
 
 # Python's $ also matches before a last line feed, which the look-ahead then refuses.
 Label = Annotated[
@@ -20,14 +22,22 @@ Label = Annotated[
 ]
 Lifetime = Annotated[int, Meta(ge=1, le=315360000, description="Seconds.")]
 Rate = Annotated[int, Meta(ge=1, le=1000000, description="Requests a second, for each worker of the cell.")]
-Aware = Annotated[datetime, Meta(tz=True)]
+Aware = Annotated[
+    datetime,
+    Meta(
+        tz=True,
+        description="RFC 3339, in the years 2000 to 2199.",
+        extra_json_schema={"pattern": "^2[01][0-9]{2}-"},
+    ),
+]
 Cidr = Annotated[
     str,
     Meta(
         min_length=2,
         max_length=43,
         pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$(?!\n)",
-        description="An address or network.",
+        description="An IPv4 or IPv6 address, or a network (RFC 4632) with no bits beyond its prefix.",
+        extra_json_schema={"format": "cidr"},
     ),
 ]
 Limit = Annotated[int, Meta(ge=1, le=200)]
@@ -40,21 +50,20 @@ CURSOR: Final = QueryParam(
 )
 
 
-_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
-_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
-
-
 def check_times(*moments: datetime) -> None:
     """Raises InvalidRequest for a time that no calendar arithmetic survives or that nobody can mean."""
-    if not all(_EARLIEST <= moment < _LATEST for moment in moments):
-        raise InvalidRequest("A time must lie between the years 2000 and 2200.")
+    if not all(is_meant(moment) for moment in moments):
+        raise InvalidRequest("A time must lie in the years 2000 to 2199.")
 
 
 # ---------------------------------------------------------------- tenants
 
 
 class TenantIn(In):
-    """A tenant to create. What is left out has the cell's default."""
+    """A tenant to create. What is left out has the cell's default.
+
+    ``ttl_idle_seconds`` can't exceed ``ttl_max_seconds``.
+    """
 
     name: Label
     require_preconditions: bool | UnsetType = UNSET
@@ -64,7 +73,12 @@ class TenantIn(In):
 
 
 class TenantPatch(In):
-    """What a tenant's administrator may change. An absent field stays as it is."""
+    """What a tenant's administrator may change. An absent field stays as it is.
+
+    ``ttl_idle_seconds`` can't exceed ``ttl_max_seconds``.
+    """
+
+    also: ClassVar[Schema | None] = {"minProperties": 1}
 
     name: Label | UnsetType = UNSET
     require_preconditions: bool | UnsetType = UNSET
@@ -121,11 +135,26 @@ class RedeemIn(In):
 # ---------------------------------------------------------------- API keys
 
 
+def _rights(role: Role) -> Schema:
+    """What a key of the role may carry."""
+    scopes, purposes = sorted(ROLE_SCOPES[role]), sorted(ROLE_PURPOSES[role])
+    return shape(
+        role={"const": role.value},
+        scopes={"items": {"enum": scopes}},
+        purposes={"items": {"enum": purposes}} if purposes else {"maxItems": 0},
+    )
+
+
 class ApiKeyIn(In):
     """An API key to issue. Scopes and purposes are all of the role's where they are left out.
 
-    ``expires_at`` or ``ttl`` (seconds) ends it; ``sources`` limits where it may be used from.
+    ``expires_at`` (ahead, by ten years at most) or ``ttl`` (seconds) ends it; ``sources`` limits where it may be used
+    from.
     """
+
+    also: ClassVar[Schema | None] = at_most_one("expires_at", "ttl") | {
+        "allOf": [one_of(*map(_rights, (Role.RUNTIME, Role.ADMIN, Role.AUDITOR)))]
+    }
 
     name: Label
     role: Literal["runtime", "admin", "auditor"]
@@ -137,7 +166,11 @@ class ApiKeyIn(In):
 
 
 class OperatorKeyIn(In):
-    """An operator's key to issue."""
+    """An operator's key to issue. ``expires_at`` lies ahead, by ten years at most."""
+
+    also: ClassVar[Schema | None] = at_most_one("expires_at", "ttl") | {
+        "allOf": [shape(scopes={"items": {"enum": sorted(ROLE_SCOPES[Role.OPERATOR])}})]
+    }
 
     name: Label
     scopes: Annotated[list[Scope], Meta(min_length=1, max_length=16)] | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Final
 from uuid import UUID
 
 import msgspec
 import orjson
 from msgspec import UNSET, Meta, UnsetType
 
+from app.api.rules import Schema, one_of, shape
 from app.api.schemas import In, Out
 from app.services.bindings import Inventory, policy_of
 
@@ -17,13 +18,68 @@ Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 Region = Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$", description="As the KMS names it.")]
 
 
+_AWS: Final = ("key_arn", "role_arn")
+_VAULT: Final = ("vault_name", "key_name", "key_version", "managed_hsm")
+_AZURE: Final = (*_VAULT, "key_url", "entra_tenant_id", "client_id")
+_TRANSIT: Final = ("endpoint", "key_name", "mount")
+_EVERY: Final = tuple(dict.fromkeys((*_AWS, *_AZURE, *_TRANSIT, "name")))
+_GUID: Final[Schema] = {"pattern": "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"}
+_UUID: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_HOST: Final = "(?=[A-Za-z0-9-]{3,24}[.])[A-Za-z](-?[A-Za-z0-9])+[.](vault|managedhsm)[.]azure[.]net"
+
+
+def _of(provider: str, own: tuple[str, ...], needed: tuple[str, ...], **fields: Schema) -> Schema:
+    """The fields of one provider's binding. The service looks closer, and says what to give instead."""
+    others = tuple(name for name in _EVERY if name not in own)
+    return shape(given=needed, absent=others, provider={"const": provider}, **fields)
+
+
 class BindingIn(In):
     """A key to bind. The fields depend on ``provider``; what doesn't belong to it is refused with what to give.
 
     aws-kms: key_arn, role_arn. azure-key-vault: vault_name, key_name, entra_tenant_id, and if wanted key_version,
     client_id, managed_hsm; or key_url and entra_tenant_id. vault-transit: endpoint (a name), key_name, mount.
-    vendor: nothing else; for a move back to the vendor's key.
+    vendor: nothing else; for a move back to the vendor's key. A cell has some of these providers.
     """
+
+    also: ClassVar[Schema | None] = one_of(
+        _of(
+            "aws-kms",
+            _AWS,
+            _AWS,
+            key_arn={"pattern": f"^arn:aws[a-z-]{{0,12}}:kms:[a-z0-9-]+:[0-9]{{12}}:key/({_UUID}|mrk-[0-9a-f]{{32}})$"},
+            role_arn={
+                "pattern": "^arn:aws[a-z-]{0,12}:iam::[0-9]{12}:role/([A-Za-z0-9+=,.@_-]{1,64}/){0,8}"
+                "[A-Za-z0-9+=,.@_-]{1,64}$"
+            },
+        ),
+        _of(
+            "azure-key-vault",
+            (*_VAULT, "entra_tenant_id", "client_id"),
+            ("vault_name", "key_name", "entra_tenant_id"),
+            vault_name={"pattern": "^[A-Za-z](-?[A-Za-z0-9]){2,23}$", "maxLength": 24},
+            key_name={"pattern": "^[A-Za-z0-9-]{1,127}$"},
+            key_version={"pattern": "^[0-9a-f]{32}$"},
+            entra_tenant_id=_GUID,
+            client_id=_GUID,
+        ),
+        _of(
+            "azure-key-vault",
+            ("key_url", "entra_tenant_id", "client_id"),
+            ("key_url", "entra_tenant_id"),
+            key_url={"pattern": f"^https://{_HOST}/keys/[A-Za-z0-9-]{{1,127}}(/[0-9a-f]{{32}})?$"},
+            entra_tenant_id=_GUID,
+            client_id=_GUID,
+        ),
+        _of(
+            "vault-transit",
+            _TRANSIT,
+            ("endpoint", "key_name"),
+            key_name={"pattern": "^[A-Za-z0-9]([A-Za-z0-9_-]{0,98}[A-Za-z0-9])?$"},
+        ),
+        _of("local", ("name",), ("name",), name={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
+        _of("vendor", (), ()),
+    )
 
     provider: Text
     key_arn: Text | UnsetType = UNSET
@@ -177,6 +233,8 @@ class PolicyIn(In):
     A lease of 0: every request is preceded by a call to the KMS. ``grace_seconds``: served so much longer while the KMS
     is out (never when it refuses), marked in each event.
     """
+
+    also: ClassVar[Schema | None] = {"minProperties": 1}
 
     lease_seconds: Annotated[int, Meta(ge=0, le=300)] | UnsetType = UNSET
     grace_seconds: Annotated[int, Meta(ge=0, le=900)] | UnsetType = UNSET

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import inspect
 
 from app import errors
 from app.api.parse import MAX_INTEGER, MAX_TEXT, MIN_INTEGER, base_of
 from app.api.problems import PROBLEMS, TYPE_PREFIX, problem_of
-from app.api.table import TEXT_LIMITS, HeaderDoc, HeaderParam, QueryParam, RawBody, ResponseDoc, Route, is_id
+from app.api.rules import Schema, with_rules
+from app.api.schemas import In
+from app.api.table import PURPOSE, TEXT_LIMITS, HeaderDoc, HeaderParam, QueryParam, RawBody, ResponseDoc, Route, is_id
 from app.identity import ROLE_SCOPES, Scope
 
 _REF: Final = "#/components/schemas/{name}"
@@ -38,6 +41,8 @@ def document(routes: Sequence[Route], *, version: str, server_url: str = "/") ->
     shown = [route for route in routes if route.documented]
     models = _models(shown)
     schemas, components = msgspec.json.schema_components(models, ref_template=_REF)
+    for name, rule in _rules(models).items():
+        components[name] = with_rules(components[name], rule)
     refs = dict(zip(map(id, models), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in shown:
@@ -74,6 +79,26 @@ def _models(routes: Iterable[Route]) -> list[Any]:
     return list(found.values())
 
 
+def _rules(models: Iterable[Any]) -> dict[str, Schema]:
+    """What the parts of requests say beside their fields, by name."""
+    found: dict[type, None] = {}
+
+    def look(kind: Any) -> None:
+        if isinstance(kind, inspect.StructType):
+            if kind.cls in found:
+                return
+            found[kind.cls] = None
+            for each in kind.fields:
+                look(each.type)
+        for below in (getattr(kind, "item_type", None), getattr(kind, "type", None), *getattr(kind, "types", ())):
+            if isinstance(below, inspect.Type):
+                look(below)
+
+    for model in models:
+        look(inspect.type_info(model))
+    return {kind.__name__: kind.also for kind in found if issubclass(kind, In) and kind.also is not None}
+
+
 def _operation(route: Route, refs: Mapping[int, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.name,
@@ -97,7 +122,8 @@ def _operation(route: Route, refs: Mapping[int, Any]) -> dict[str, Any]:
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     path = [_path_parameter(name) for name in route.param_names]
-    return [*path, *map(_query_parameter, route.query), *map(_header_parameter, route.header_params)]
+    headers = [_header_parameter(route, param) for param in route.header_params]
+    return [*path, *map(_query_parameter, route.query), *headers]
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
@@ -139,9 +165,11 @@ def _query_parameter(param: QueryParam) -> dict[str, Any]:
     }
 
 
-def _header_parameter(param: HeaderParam) -> dict[str, Any]:
+def _header_parameter(route: Route, param: HeaderParam) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
-    if param.enum:
+    if param is PURPOSE:
+        schema["enum"] = [purpose.value for purpose in route.purposes]
+    elif param.enum:
         schema["enum"] = list(param.enum)
     else:
         schema["pattern"] = param.pattern or r"^[\x20-\x7E]{0,1024}$"
@@ -160,7 +188,7 @@ def _header_parameter(param: HeaderParam) -> dict[str, Any]:
 def _request_body(route: Route, refs: Mapping[int, Any]) -> dict[str, Any]:
     if isinstance(route.body, RawBody):
         content: dict[str, Any] = {kind: {"schema": {}} for kind in route.content_types}
-        return {"description": route.body.description, "required": False, "content": content}
+        return {"description": route.body.description, "required": route.content_types != ("*/*",), "content": content}
     shown: dict[str, Any] = {"schema": refs[id(route.body)]}
     if route.request_example is not None:
         shown["example"] = route.request_example

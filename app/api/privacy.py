@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import Meta
 from app.api.control_schemas import LIMIT, Label
 from app.api.convert import call_of
 from app.api.http import Answer, Request, StreamAnswer, json_answer
+from app.api.rules import Schema, exactly_one, one_of, shape
 from app.api.schemas import In, Out
 from app.api.table import LOCATION, PURPOSE, QueryParam, ResponseDoc, Route
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound, RateLimited, TenantSuspended
@@ -27,8 +28,13 @@ ZIP: Final = b"application/zip"
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
+_TARGETS: Final = ("session", "external_id", "subject", "subject_id")
+
+
 class TargetIn(In):
     """Exactly one of: a session by id or by the client's own name, a subject by id or by name."""
+
+    also: ClassVar[Schema | None] = exactly_one(*_TARGETS)
 
     session: UUID | None = None
     external_id: Name | None = None
@@ -39,14 +45,19 @@ class TargetIn(In):
         return Target(self.session, self.external_id, self.subject, self.subject_id)
 
 
-class HoldIn(TargetIn):
+class HoldIn(TargetIn, kw_only=True):
     """``reason`` is sealed under the tenant's key."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=2000)] = msgspec.field(default="")
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)]
 
 
 class ExportIn(TargetIn):
     """One of the targets, or ``tenant``: everything that the tenant has."""
+
+    also: ClassVar[Schema | None] = one_of(
+        shape(given=("tenant",), absent=_TARGETS, tenant={"const": True}),
+        shape(tenant={"const": False}) | exactly_one(*_TARGETS),
+    )
 
     tenant: bool = False
 
@@ -115,8 +126,6 @@ async def get_erasure(services: Services, request: Request, _body: None) -> Answ
 
 
 async def set_hold(services: Services, request: Request, body: HoldIn) -> Answer:
-    if not body.reason:
-        raise InvalidRequest("A legal hold needs a reason.", "/reason")
     hold = await services.privacy.holds.set(request.caller, body.target(), body.reason, trace_of(request))
     return json_answer(HoldOut.of(hold), 201)
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 from msgspec import Meta
 
+from app.api.rules import Schema, exactly_one, one_of, shape
 from app.api.schemas import (
     Collection,
     Count,
@@ -35,6 +36,10 @@ class SelectorIn(In):
     these.
     """
 
+    also: ClassVar[Schema | None] = one_of(
+        shape(absent=("key",)), shape(given=("collection", "key"), absent=("tag", "newest"))
+    )
+
     collection: Collection | None = None
     key: Name | None = None
     tag: Tag | None = None
@@ -56,6 +61,8 @@ class LoadIn(In):
     ``subject`` true loads the context of the session's subject (``subject_context`` narrows it), ``app`` that of an
     app.
     """
+
+    also: ClassVar[Schema | None] = exactly_one("session", "external_id")
 
     session: UUID | None = None
     external_id: Name | None = None
@@ -126,6 +133,10 @@ class CommitIn(In):
 
     ``expected_commit``: the session's commit number must be this one, or the commit is refused with 412.
     """
+
+    also: ClassVar[Schema | None] = one_of(
+        shape(given=("session",), absent=("external_id", "create")), shape(given=("external_id",), absent=("session",))
+    )
 
     session: UUID | None = None
     external_id: Name | None = None

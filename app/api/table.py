@@ -89,6 +89,7 @@ IF_NONE_MATCH: Final = HeaderParam(
     _ENTITY_TAG,
     _EXAMPLE_ETAG,
 )
+NOT_STORED: Final = HeaderParam("If-None-Match", "Only *: nothing may be stored yet.", r"^\*$", "*")
 IDEMPOTENCY_KEY: Final = HeaderParam(
     "Idempotency-Key",
     "Chosen by the client, one per intended change. A retry within 24 h gets the first answer.",

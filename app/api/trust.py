@@ -46,7 +46,10 @@ class AcceptancesOut(Out):
 
 
 class ConsentIn(In):
-    """A transfer that the tenant allows: of what, where to, on which safeguard (GDPR Art. 45 to 49), until when."""
+    """A transfer that the tenant allows: of what, where to, on which safeguard (GDPR Art. 45 to 49), until when.
+
+    ``destination`` isn't the tenant's own region, ``expires_at`` lies ahead.
+    """
 
     scope: Literal["kms", "audit-stream", "incident-notice", "export"]
     destination: Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$")]
