@@ -10,6 +10,8 @@ from enum import StrEnum
 from typing import NewType
 from uuid import UUID
 
+from asyncpg.pgproto import pgproto
+from uuid_utils import uuid7 as fast_uuid7
 from uuid_utils.compat import uuid7
 
 TenantId = NewType("TenantId", UUID)
@@ -26,6 +28,19 @@ NO_UUID = UUID(int=0)
 def new_id() -> UUID:
     """A fresh UUIDv7: 48 bits of Unix milliseconds, then random bits (RFC 9562 section 5.7)."""
     return uuid7()
+
+
+def new_version() -> UUID:
+    """As ``new_id``, for what is drawn at every write."""
+    return quick_id(fast_uuid7().bytes)
+
+
+def quick_id(raw: bytes) -> UUID:
+    """A UUID of the database driver's kind, which is written in C: made, compared, hashed and shown in a tenth of the
+    time. It equals the standard library's; orjson alone doesn't know it.
+    """
+    made: UUID = pgproto.UUID(raw)
+    return made
 
 
 class Role(StrEnum):

@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from app.errors import BadRequest, NotFound
-from app.identity import NO_UUID, Caller, Purpose, Version
+from app.identity import NO_UUID, Caller, Purpose, Version, quick_id
 
 if TYPE_CHECKING:
     from app.api.table import Route
@@ -201,9 +201,14 @@ class Request:
     def content_type(self) -> bytes:
         """The body's media type as sent; ``application/octet-stream`` where absent (RFC 9110 section 8.3)."""
         value = self.headers.get(b"content-type", OCTETS)
-        if len(value) > _MAX_MEDIA_TYPE or _MEDIA_TYPE.fullmatch(value) is None:
+        if not _is_media_type(value):
             raise BadRequest("Content-Type is not a media type of at most 255 characters.")
         return value
+
+
+@lru_cache(maxsize=256)  # clients send few
+def _is_media_type(value: bytes) -> bool:
+    return len(value) <= _MAX_MEDIA_TYPE and _MEDIA_TYPE.fullmatch(value) is not None
 
 
 ParamDecoder = Callable[[bytes], "UUID | str"]
@@ -217,4 +222,4 @@ def decode_id(segment: bytes) -> UUID:
     """A path segment that must be a canonical UUID; anything else names nothing that exists: NotFound."""
     if _UUID.fullmatch(segment) is None:
         raise NotFound
-    return UUID(segment.decode())
+    return quick_id(bytes.fromhex(segment.replace(b"-", b"").decode()))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from app.api.http import Answer, StreamAnswer
+from app.api.protocol import answer_at_once
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -39,6 +40,8 @@ async def send_answer(send: Send, answer: Answer, method: str, request_id: str, 
         headers.append((b"content-length", b"%d" % len(body)))
     if answer.status == _TOO_LARGE:
         headers.append(_CLOSE)  # what is left of the body need not be read
+    if method != "HEAD" and answer_at_once(send, answer.status, headers, body):
+        return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 

@@ -6,10 +6,9 @@ length before them, in one order. No separators, no JSON. ``docs/format.md`` giv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 # tenant, container, item, version: 16 bytes each; number: u64. Each with its length in front.
@@ -41,8 +40,7 @@ def prefixed(value: bytes) -> bytes:
 _PREFIX: Final = {domain: prefixed(f"confide/v1/{domain}".encode("ascii")) for domain in Domain}
 
 
-@dataclass(frozen=True, slots=True)
-class SealContext:
+class SealContext(NamedTuple):
     """Everything that is authenticated with a plaintext. Unused ids are the nil UUID.
 
     ``number`` is an unsigned 64-bit integer: a turn's number, a generation, or 0.

@@ -61,6 +61,8 @@ class _Known:
     sources: tuple[Network, ...] | None
     rate: int | None
     checked: float
+    used: float = 0.0
+    """When it was last used, in Unix seconds."""
 
 
 def trace_of(request: Traced) -> Trace:
@@ -91,7 +93,7 @@ class Access:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
         self._by_key: dict[UUID, bytes] = {}
-        self._used: dict[tuple[UUID, UUID], datetime] = {}
+        self._flushed = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -113,13 +115,13 @@ class Access:
         known = self._known.get(name)
         if known is None or time.monotonic() - known.checked > FRESH:
             known = await self._look_up(name, authorization[7:])
-        if known.expires_at is not None and known.expires_at <= time.time():
+        now = time.time()
+        if known.expires_at is not None and known.expires_at <= now:
             raise self._refusal("expired")
         if known.sources is not None and not _listed(client_address, known.sources):
             raise self._refusal("source")
-        caller = known.caller
-        self._used[(caller.tenant, caller.api_key)] = datetime.now(UTC)
-        return caller
+        known.used = now
+        return known.caller
 
     def admit(self, caller: Caller) -> None:
         """Raises RateLimited. The rate counts per worker."""
@@ -185,12 +187,14 @@ class Access:
         row, rate = found
         expires = row["expires_at"]
         sources = row["sources"]
+        before = self._known.get(name)
         known = _Known(
             self._caller(name, row),
             expires.timestamp() if expires is not None else None,
             tuple(ip_network(source) for source in sources) if sources is not None else None,
             rate,
             time.monotonic(),
+            before.used if before is not None else 0.0,
         )
         self._known[name] = known
         self._by_key[row["id"]] = name
@@ -229,7 +233,12 @@ class Access:
 
     async def flush(self) -> None:
         """Write the times of last use. They are a help to find forgotten keys, no audit: one lost is no harm."""
-        used, self._used = self._used, {}
+        since, self._flushed = self._flushed, time.time()
+        used: dict[tuple[UUID, UUID], datetime] = {
+            (known.caller.tenant, known.caller.api_key): datetime.fromtimestamp(known.used, UTC)
+            for known in self._known.values()
+            if known.used >= since and known.used
+        }
         if used:
             with suppress(ConfideError):
                 await self._rows.touch(used)

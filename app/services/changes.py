@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from msgspec import Struct
+
 from app.identity import Caller, Kind, Purpose
 from app.services.auditing import Trace
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """Who asks, for what, and where from."""
 
     caller: Caller
@@ -24,8 +25,7 @@ class Call:
     """What tells one request's body from another under the same idempotency key; never stored as it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+class Where(Struct, frozen=True):
     """A container: by id, or by the client's own name for it (the only way for one that may have to be made)."""
 
     kind: Kind
@@ -82,8 +82,7 @@ class NewTurn:
     inline: bool = False
 
 
-@dataclass(slots=True)
-class Making:
+class Making(Struct):
     """How a container is made where it doesn't exist. ``ttl_*`` in seconds; None: the tenant's default."""
 
     subject: str | None = None
@@ -94,8 +93,7 @@ class Making:
     """Instead of ``subject``: the subject's container."""
 
 
-@dataclass(slots=True)
-class Changes:
+class Changes(Struct):
     """All changes to one container in one commit. ``only_new``: a container that exists already is a ``Conflict``."""
 
     where: Where
@@ -112,8 +110,7 @@ class Changes:
     only_new: bool = False
 
 
-@dataclass(slots=True)
-class Select:
+class Select(Struct):
     """Part of a container's objects. Without a ``key``: the newest ``limit`` (None: as many as fit), below
     ``before``.
     """
@@ -125,8 +122,7 @@ class Select:
     before: UUID | None = None
 
 
-@dataclass(slots=True)
-class TurnRange:
+class TurnRange(Struct):
     """The last ``limit`` turns below ``before``, or the first ``limit`` above ``after``."""
 
     limit: int
@@ -165,8 +161,7 @@ class Turn:
     body: bytes = field(repr=False)
 
 
-@dataclass(slots=True)
-class Container:
+class Container(Struct):
     """A container's record. The opened names are there only where they were asked for."""
 
     id: UUID
@@ -177,7 +172,7 @@ class Container:
     updated_at: datetime
     external_id: str | None = None
     subject_id: UUID | None = None
-    labels: list[str] = field(default_factory=list)
+    labels: list[str] = []
     ttl_idle: int | None = None
     ttl_absolute: int | None = None
     hold: bool = False
@@ -185,8 +180,7 @@ class Container:
     meta_version: UUID | None = None
 
 
-@dataclass(slots=True)
-class Opened:
+class Opened(Struct):
     """What a load found in one container, newest objects first."""
 
     container: Container
@@ -195,8 +189,7 @@ class Opened:
     truncated: bool = False
 
 
-@dataclass(slots=True)
-class Applied:
+class Applied(Struct):
     """What a commit did to one container. ``removed``: ids of deleted objects; ``popped``: opened turns."""
 
     id: UUID
@@ -210,4 +203,4 @@ class Applied:
     removed: int = 0
     unchanged: int = 0
     inserted: int = 0
-    popped: list[Turn] = field(default_factory=list)
+    popped: list[Turn] = []

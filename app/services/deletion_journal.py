@@ -77,12 +77,11 @@ def deletions_of(tenant: UUID, targets: Sequence[WriteTarget], results: Sequence
     """What a committed write has deleted. Most writes delete nothing and cost nothing here."""
     gone: list[Deletion] = []
     for target, result in zip(targets, results, strict=True):
-        types = {operation.type for operation in target.operations}
-        if "erase" in types:
-            gone.append(Deletion(tenant, target.action, target.container))
-            continue
-        if "clear" in types:
-            gone.append(Deletion(tenant, target.action, target.container, turns=(1, result.head["number"] - 1)))
+        for operation in target.operations:
+            if operation.type == "erase":
+                gone.append(Deletion(tenant, target.action, target.container))
+            elif operation.type == "clear":
+                gone.append(Deletion(tenant, target.action, target.container, turns=(1, result.head["number"] - 1)))
         gone += [Deletion(tenant, target.action, target.container, row["id"], row["version"]) for row in result.removed]
         gone += [Deletion(tenant, target.action, target.container, turns=(row["number"],) * 2) for row in result.turns]
     return gone

@@ -5,11 +5,11 @@ writing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 import orjson
+from msgspec import Struct
 
 from app.errors import InvalidRequest, NotFound, Unavailable
 from app.identity import NO_UUID, Kind, new_id
@@ -52,8 +52,7 @@ MOST_OBJECTS: Final = 1000
 """Objects of one selector, where the caller sets no limit of its own."""
 
 
-@dataclass(slots=True)
-class Loading:
+class Loading(Struct):
     """What to load of a container. ``hop``: ``where`` names a session; its subject is meant. ``names``: open its
     names.
     """
@@ -87,7 +86,7 @@ class Dialogue:
         places = [await self._place(call, keys, part) for part in parts]
         keys, present, results = await self._read(call, parts, places)
         gone = [place for (_, place), result in zip(present, results, strict=True) if result.status != "ok"]
-        if any(keys.known(place) is not None for place in gone):
+        if gone and any(keys.known(place) is not None for place in gone):
             # Removed by another worker. Under its name there may be a new one.
             for place in gone:
                 keys.forget(place)
@@ -317,7 +316,7 @@ class Dialogue:
             version = new_id()
             labels = list(dict.fromkeys(labels))
             change |= {
-                "labels": [label_tag(keys, label) for label in labels],
+                "labels": [str(label_tag(keys, label)) for label in labels],
                 "meta_version": version,
                 "if_meta_version": str(before.meta_version),
             }
@@ -357,10 +356,10 @@ def _selector(keys: TenantKeys, container: UUID, select: Select) -> Selector:
 
 def _cut(part: Loading, opened: Opened) -> bool:
     """Whether there may be more of what was asked for than one answer holds."""
-    if any(select.limit is None for select in part.selects) and len(opened.objects) >= MOST_OBJECTS:
+    if len(opened.objects) >= MOST_OBJECTS and any(select.limit is None for select in part.selects):
         return True
-    objects = sum(len(each.body) for each in opened.objects)
-    return objects > PAGE_BYTES or sum(len(each.body) for each in opened.turns) > PAGE_BYTES
+    objects = sum([len(each.body) for each in opened.objects])
+    return objects > PAGE_BYTES or sum([len(each.body) for each in opened.turns]) > PAGE_BYTES
 
 
 def _turn_selector(turns: TurnRange) -> Selector:

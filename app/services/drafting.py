@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from uuid import UUID
 
 import orjson
+from msgspec import Struct
 
 from app.crypto.secret import SecretKey
 from app.errors import InvalidRequest
-from app.identity import NO_UUID, Kind, new_id
+from app.identity import NO_UUID, Kind, new_id, new_version
 from app.services.changes import Changes, Delete, Making, Put
 from app.services.sealing import (
     Meta,
@@ -28,8 +28,7 @@ from app.services.tenant_keys import Known, TenantKeys
 from app.store.statements import Operation, WriteTarget
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(Struct):
     """One container's part of a write: the changes, what is believed of the container, and what was drawn for it."""
 
     changes: Changes
@@ -38,8 +37,8 @@ class Draft:
     new_key: bytes | None = None
     trk: int | None = None
     created: bool = False
-    puts: list[UUID] = field(default_factory=list)
-    merges: list[UUID] = field(default_factory=list)
+    puts: list[UUID] = []
+    merges: list[UUID] = []
     first_turn: int | None = None
     last_turn: int | None = None
 
@@ -85,7 +84,7 @@ def target_of(keys: TenantKeys, draft: Draft, merged: Sequence[Put], facts: str)
     if changes.turns:
         draft.first_turn, draft.last_turn = number, number + len(changes.turns) - 1
     for ordinal, turn in enumerate(changes.turns, number):
-        turn_id = new_id()
+        turn_id = new_version()
         body = seal_turn(keys, draft.ck, known.ck_generation, known.id, turn_id, ordinal, turn)
         operations.append(
             Operation("turn", turn_id, content_type=turn.content_type, size=len(turn.body), number=ordinal, body=body)
@@ -109,7 +108,7 @@ def target_of(keys: TenantKeys, draft: Draft, merged: Sequence[Put], facts: str)
 
 def seal_put(keys: TenantKeys, draft: Draft, put: Put, operations: list[Operation]) -> UUID:
     container = draft.known.id
-    item, version = object_id(keys, container, put.collection, put.key), new_id()
+    item, version = object_id(keys, container, put.collection, put.key), new_version()
     operations.append(
         Operation(
             "put",
@@ -154,7 +153,7 @@ def fill_in(keys: TenantKeys, draft: Draft, target: WriteTarget) -> None:
             "meta_version": version,
             "ttl_idle": idle,
             "ttl_absolute": absolute,
-            "labels": [label_tag(keys, label) for label in dict.fromkeys(making.labels)],
+            "labels": [str(label_tag(keys, label)) for label in dict.fromkeys(making.labels)],
         }
     ).decode()
     meta = Meta(where.kind, where.external, draft.known.subject, making.labels)

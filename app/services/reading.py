@@ -43,7 +43,8 @@ class Reading:
         return self.keyring.get(tenant) or await self.keyring.acquire(tenant)
 
     async def facts(self, call: Call, keys: TenantKeys) -> str:
-        source = await self.auditing.source(call.caller.tenant, call.trace.source)
+        tenant, address = call.caller.tenant, call.trace.source
+        source = self.auditing.known_source(tenant, address) or await self.auditing.source(tenant, address)
         return self.auditing.facts(call.caller, call.purpose, keys.facts(), call.trace, source)
 
     async def read(self, call: Call, plan: Plan) -> tuple[TenantKeys, list[TargetResult]]:
@@ -92,9 +93,12 @@ class Reading:
         try:
             yield
         except Tampered:
-            if call is not None:
-                await self.auditing.tampered(call.caller, call.trace, container)
+            await self._alarm(call, container)
             raise
+
+    async def _alarm(self, call: Call | None, container: UUID) -> None:
+        if call is not None:
+            await self.auditing.tampered(call.caller, call.trace, container)
 
     async def look_up(
         self,
@@ -170,10 +174,13 @@ class Reading:
         if result.status != "ok":
             raise NotFound
         self.learn(keys, result)
-        async with self.alarmed(call, result.head["id"]):
-            objects = await self.open_objects(keys, kind, result)
-            turns = await self.open_turns(keys, result)
+        try:
+            objects = await self.open_objects(keys, kind, result) if result.objects else []
+            turns = await self.open_turns(keys, result) if result.turns else []
             return Opened(await self.record(keys, kind, result), objects, turns)
+        except Tampered:
+            await self._alarm(call, result.head["id"])
+            raise
 
     async def record(self, keys: TenantKeys, kind: Kind, result: TargetResult) -> Container:
         """The container's record; its names where the statement was asked for them."""

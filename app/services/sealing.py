@@ -20,7 +20,7 @@ from app.crypto.index import IndexKind, index_tag
 from app.crypto.keys import hkdf_sha256
 from app.crypto.secret import SecretKey
 from app.errors import Tampered
-from app.identity import NO_UUID, Kind
+from app.identity import NO_UUID, Kind, quick_id
 from app.services.changes import Found, NewTurn, Put, Turn
 from app.services.tenant_keys import TenantKeys
 
@@ -38,7 +38,7 @@ def _tag(keys: TenantKeys, kind: IndexKind, container: UUID, *values: str) -> UU
     tag = index_tag(keys.index, kind, container, *values)[:16]
     if keys.former is not None and container == NO_UUID:
         keys.former.note(tag, lambda older: index_tag(older, kind, container, *values)[:16])
-    return UUID(bytes=tag)
+    return quick_id(tag)
 
 
 def external_tag(keys: TenantKeys, kind: Kind, name: str) -> UUID:
@@ -67,7 +67,7 @@ def object_id(keys: TenantKeys, container: UUID, collection: str, key: str) -> U
     if held is not None:
         return held
     digest = index_tag(keys.index, IndexKind.OBJECT, container, collection, key)
-    made = UUID(int=int.from_bytes(digest[:16], "big") & _VERSION_BITS | _UUID8)
+    made = quick_id((int.from_bytes(digest[:16], "big") & _VERSION_BITS | _UUID8).to_bytes(16, "big"))
     return keys.name(container, collection, key, made)
 
 

@@ -18,7 +18,7 @@ import orjson
 from app.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Tampered, Unavailable
 from app.identity import NO_UUID, Kind
 from app.services import content
-from app.services.changes import Applied, Call, Changes, Found, Making, Merge, Put, Where
+from app.services.changes import Applied, Call, Changes, Found, Making, Merge, Put, Turn, Where
 from app.services.deletion_journal import DeletionJournal, deletions_of
 from app.services.drafting import Draft, caught_up, made, moved_on, target_of
 from app.services.reading import Reading
@@ -77,7 +77,7 @@ class Writing:
         return None
 
     async def _attempt(self, call: Call, keys: TenantKeys, drafts: list[Draft]) -> list[Applied] | None:
-        merged = [await self._merged(call, draft) for draft in drafts]
+        merged = [await self._merged(call, draft) if draft.changes.merges else () for draft in drafts]
         facts = await self._reading.facts(call, keys)
         keys.check()
         targets = [target_of(keys, draft, puts, facts) for draft, puts in zip(drafts, merged, strict=True)]
@@ -87,7 +87,7 @@ class Writing:
             keys.epoch,
             targets,
             guarded=all(_guarded(draft.changes) for draft in drafts),
-            weight=sum(len(operation.body or b"") for target in targets for operation in target.operations),
+            weight=sum([len(operation.body or b"") for target in targets for operation in target.operations]),
         )
         tag = None
         if call.idempotency_key is not None:
@@ -98,7 +98,9 @@ class Writing:
         results: list[TargetResult] = await self._lane.submit(item)
         status = results[0].status
         if status == "ok":
-            await self.deletions.append(deletions_of(keys.tenant, targets, results))
+            gone = deletions_of(keys.tenant, targets, results)
+            if gone:
+                await self.deletions.append(gone)
             return [
                 await self._applied(call, keys, draft, target, result)
                 for draft, target, result in zip(drafts, targets, results, strict=True)
@@ -187,8 +189,6 @@ class Writing:
 
     async def _merged(self, call: Call, draft: Draft) -> list[Put]:
         """RFC 7396 patches applied to what is stored, as puts that hold only if nothing has moved meanwhile."""
-        if not draft.changes.merges:
-            return []
         known, kind = draft.known, draft.changes.where.kind
         if draft.created:
             return [_merge_into(None, merge) for merge in draft.changes.merges]
@@ -215,27 +215,18 @@ class Writing:
         self, call: Call, keys: TenantKeys, draft: Draft, target: WriteTarget, result: TargetResult
     ) -> Applied:
         head, known = result.head, draft.known
-        if any(operation.type == "erase" for operation in target.operations):
-            keys.erase(known.id)
-        else:
-            if draft.new_key is not None:
-                keys.keep_key(known.id, known.ck_generation, draft.ck)
-            where = draft.changes.where
-            if draft.created and where.external is not None:
-                keys.learn_external(where.kind, external_tag(keys, where.kind, where.external), known.id)
-            known.commit, known.head = head["commit_number"], head["number"]
-            keys.learn(known)
-        unchanged = {row["selector"]: row["version"] for row in result.objects}
-        puts = list(draft.puts)
-        if unchanged:
+        if draft.new_key is not None:
+            keys.keep_key(known.id, known.ck_generation, draft.ck)
+        where = draft.changes.where
+        if draft.created and where.external is not None:
+            keys.learn_external(where.kind, external_tag(keys, where.kind, where.external), known.id)
+        known.commit, known.head = head["commit_number"], head["number"]
+        keys.learn(known)
+        puts = draft.puts
+        if result.objects:
             same = {row["id"]: row["version"] for row in result.objects}
             placed = [operation for operation in target.operations if operation.type == "put"][: len(puts)]
             puts = [same.get(op.id, version) for op, version in zip(placed, puts, strict=True)]
-        popped = []
-        async with self._reading.alarmed(call, known.id):
-            for row in result.turns:
-                ck = await self._reading.container_key(keys, Kind.SESSION, known.id, row["ck_generation"])
-                popped.append(open_turn(keys, ck, known.id, row))
         return Applied(
             known.id,
             head["commit_number"],
@@ -246,10 +237,20 @@ class Writing:
             draft.first_turn,
             draft.last_turn,
             removed=len(result.removed) + (orjson.loads(head["extra"])["cleared"] if head["extra"] else 0),
-            unchanged=len(unchanged),
+            unchanged=len(result.objects),
             inserted=head["selector"] or 0,
-            popped=sorted(popped, key=lambda turn: -turn.number),
+            popped=await self._popped(call, keys, known.id, result.turns) if result.turns else [],
         )
+
+    async def _popped(self, call: Call, keys: TenantKeys, container: UUID, rows: Sequence[Any]) -> list[Turn]:
+        """Newest first."""
+        popped = []
+        async with self._reading.alarmed(call, container):
+            for row in rows:
+                ck = await self._reading.container_key(keys, Kind.SESSION, container, row["ck_generation"])
+                popped.append(open_turn(keys, ck, container, row))
+        popped.sort(key=lambda turn: -turn.number)
+        return popped
 
 
 # ---------------------------------------------------------------- checks and answers
@@ -257,6 +258,8 @@ class Writing:
 
 def _check_distinct(parts: Sequence[Changes]) -> None:
     for part in parts:
+        if len(part.puts) + len(part.merges) + len(part.deletes) < 2:
+            continue
         names = [(put.collection, put.key) for put in part.puts]
         names += [(merge.collection, merge.key) for merge in part.merges]
         names += [(delete.collection or "", delete.key) for delete in part.deletes if delete.key is not None]
@@ -268,10 +271,11 @@ def _guarded(changes: Changes) -> bool:
     """Whether every change of an object states what must hold."""
     if changes.expected_commit is not None:
         return True
-    return (
-        all(put.if_version is not None or put.if_none for put in changes.puts)
-        and all(merge.if_version is not None for merge in changes.merges)
-        and all(delete.if_version is not None for delete in changes.deletes)
+    for put in changes.puts:
+        if put.if_version is None and not put.if_none:
+            return False
+    return all(merge.if_version is not None for merge in changes.merges) and all(
+        delete.if_version is not None for delete in changes.deletes
     )
 
 

@@ -7,12 +7,11 @@ column-wise, since the statements unnest arrays. Nothing here is plaintext: bodi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
+from msgspec import Struct
 from uuid_utils import uuid7
 
 WANT_KEYS: Final = 1
@@ -25,13 +24,12 @@ READ: Final = (
 WRITE: Final = (
     "SELECT * FROM confide.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
     " $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39,"
-    " $40, $41, $42)"
+    " $40, $41, $42, $43)"
 )
 RECORD: Final = "SELECT confide.record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
 
-@dataclass(slots=True)
-class Selector:
+class Selector(Struct):
     """What to read of a container. ``type``: object (``id``); list (``id`` = collection tag, ``tag``, below
     ``version``);
     turns-before (below ``before``, newest first); turns-after (above ``after``, oldest first). ``bytes`` is a soft
@@ -48,8 +46,7 @@ class Selector:
     bytes: int = 1 << 62
 
 
-@dataclass(slots=True)
-class ReadTarget:
+class ReadTarget(Struct):
     """One container to open. ``want``: WANT_KEYS for its wrapped keys, WANT_META for its sealed names, added up."""
 
     action: str
@@ -60,8 +57,7 @@ class ReadTarget:
     want: int = 0
 
 
-@dataclass(slots=True)
-class Read:
+class Read(Struct):
     tenant: UUID
     api_key: UUID
     epoch: int
@@ -76,8 +72,7 @@ class Read:
         return ()
 
 
-@dataclass(slots=True)
-class Operation:
+class Operation(Struct):
     """One change. ``type``: put, delete, delete-many, prune, turn, pop, clear, erase.
 
     ``if_version``: the version that must be current; the nil UUID: any version, but there must be one.
@@ -98,8 +93,7 @@ class Operation:
     body: bytes | None = None
 
 
-@dataclass(slots=True)
-class WriteTarget:
+class WriteTarget(Struct):
     """One container to change. ``make`` and ``change`` are JSON for ``confide.write``; ``new_key`` is a sealed CK;
     ``external`` the tag of the name that a new container takes.
     """
@@ -120,8 +114,7 @@ class WriteTarget:
     meta: bytes | None = None
 
 
-@dataclass(slots=True)
-class Write:
+class Write(Struct):
     tenant: UUID
     api_key: UUID
     epoch: int
@@ -140,8 +133,7 @@ class Write:
         return [target.container for target in self.targets]
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct):
     """An event without rows: a denial, a KMS intent or outcome, a transition. ``event`` is made here if not given."""
 
     tenant: UUID
@@ -161,15 +153,14 @@ class Record:
         return ()
 
 
-@dataclass(slots=True)
-class TargetResult:
+class TargetResult(Struct):
     """What the statement says of one target. ``head`` is its 'h' row; the others are in the order they came."""
 
     head: Any = None
-    keys: list[Any] = field(default_factory=list)
-    objects: list[Any] = field(default_factory=list)
-    turns: list[Any] = field(default_factory=list)
-    removed: list[Any] = field(default_factory=list)
+    keys: list[Any] = []
+    objects: list[Any] = []
+    turns: list[Any] = []
+    removed: list[Any] = []
 
     @property
     def status(self) -> str:
@@ -202,133 +193,121 @@ def tenant_list(items: Iterable[Read | Write | Record]) -> str:
     return "{" + ",".join({str(item.tenant) for item in items}) + "}"
 
 
+class _Callers:
+    """Who stands behind a batch's requests, each once: columns of tenant, API key and epoch, and a number from 1."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[UUID, UUID, int], int] = {}
+
+    def number(self, item: Read | Write) -> int:
+        return self._numbers.setdefault((item.tenant, item.api_key, item.epoch), len(self._numbers) + 1)
+
+    def columns(self) -> list[tuple[Any, ...]]:
+        return list(zip(*self._numbers, strict=True))
+
+
 def encode_read(batch: Sequence[Read], writer: UUID, flush: int, sequences: Sequences) -> tuple[Any, ...]:
     """The arguments of READ, in order."""
-    now = datetime.now(UTC)
-    requests: list[int] = []
-    targets: list[ReadTarget] = []
-    owners: list[int] = []
-    selectors: list[Selector] = []
-    seqs: list[int] = []
-    for number, read in enumerate(batch, 1):
-        for target in read.targets:
-            requests.append(number)
-            targets.append(target)
-            seqs.append(sequences.draw(read.tenant))
-            owners.extend([len(targets)] * len(target.selectors))
-            selectors.extend(target.selectors)
+    callers = _Callers()
+    targets: list[tuple[Any, ...]] = []
+    selectors: list[tuple[Any, ...]] = []
+    for read in batch:
+        caller = callers.number(read)
+        for t in read.targets:
+            seq = sequences.draw(read.tenant)
+            targets.append((caller, uuid7(), seq, t.action, t.facts, t.container, t.kind, t.want))
+            place = len(targets)
+            selectors += [
+                (place, s.type, s.id, s.tag, s.after, s.before, s.version, s.limit, s.bytes) for s in t.selectors
+            ]
     return (
         tenant_list(batch),
         writer,
         flush,
-        [read.tenant for read in batch],
-        [read.api_key for read in batch],
-        [read.epoch for read in batch],
-        requests,
-        [uuid7() for _ in targets],
-        [now] * len(targets),
-        seqs,
-        [target.action for target in targets],
-        [target.facts for target in targets],
-        [target.container for target in targets],
-        [target.kind for target in targets],
-        [target.want for target in targets],
-        owners,
-        [selector.type for selector in selectors],
-        _sparse([selector.id for selector in selectors]),
-        _sparse([selector.tag for selector in selectors]),
-        _sparse([selector.after for selector in selectors]),
-        _sparse([selector.before for selector in selectors]),
-        _sparse([selector.version for selector in selectors]),
-        [selector.limit for selector in selectors],
-        [selector.bytes for selector in selectors],
+        datetime.now(UTC),
+        *callers.columns(),
+        *_columns(targets, 8),
+        *_columns(selectors, 9),
     )
 
 
 def encode_write(batch: Sequence[Write], writer: UUID, flush: int, sequences: Sequences) -> tuple[Any, ...]:
     """The arguments of WRITE, in order."""
-    now = datetime.now(UTC)
-    requests: list[int] = []
-    targets: list[WriteTarget] = []
-    owners: list[int] = []
-    operations: list[Operation] = []
-    seqs: list[int] = []
+    callers = _Callers()
+    requests: list[tuple[Any, ...]] = []
+    targets: list[tuple[Any, ...]] = []
+    operations: list[tuple[Any, ...]] = []
+    bodies: list[bytes] = []
+    start = 1  # as SQL counts
     for number, write in enumerate(batch, 1):
-        for target in write.targets:
-            requests.append(number)
-            targets.append(target)
-            seqs.append(sequences.draw(write.tenant))
-            owners.extend([len(targets)] * len(target.operations))
-            operations.extend(target.operations)
+        caller = callers.number(write)
+        requests.append((caller, write.guarded, write.idempotency_tag, write.fingerprint, write.answer))
+        for t in write.targets:
+            targets.append((number, uuid7(), sequences.draw(write.tenant), *_target_values(t)))
+            place = len(targets)
+            for operation in t.operations:
+                body = operation.body or b""
+                operations.append((place, *_operation_values(operation), start, len(body)))
+                bodies.append(body)
+                start += len(body)
     return (
         tenant_list(batch),
         writer,
         flush,
-        [write.tenant for write in batch],
-        [write.api_key for write in batch],
-        [write.epoch for write in batch],
-        [write.guarded for write in batch],
-        _sparse([write.idempotency_tag for write in batch]),
-        _sparse([write.fingerprint for write in batch]),
-        _sparse([write.answer for write in batch]),
-        requests,
-        [uuid7() for _ in targets],
-        [now] * len(targets),
-        seqs,
-        *_target_columns(targets),
-        *_operation_columns(owners, operations),
+        datetime.now(UTC),
+        *callers.columns(),
+        *_columns(requests, 5),
+        *_columns(targets, 16),
+        *_columns(operations, 14),
+        b"".join(bodies),
     )
 
 
-def _target_columns(targets: Sequence[WriteTarget]) -> tuple[list[Any], ...]:
+def _target_values(t: WriteTarget) -> tuple[Any, ...]:
     return (
-        [target.action for target in targets],
-        [target.facts for target in targets],
-        [target.container for target in targets],
-        [target.kind for target in targets],
-        _sparse([target.external for target in targets]),
-        [target.ck for target in targets],
-        _sparse([target.new_key for target in targets]),
-        _sparse([target.trk for target in targets]),
-        _sparse([target.expected_commit for target in targets]),
-        _sparse([target.expected_head for target in targets]),
-        _sparse([target.make for target in targets]),
-        _sparse([target.change for target in targets]),
-        _sparse([target.meta for target in targets]),
+        t.action,
+        t.facts,
+        t.container,
+        t.kind,
+        t.external,
+        t.ck,
+        t.new_key,
+        t.trk,
+        t.expected_commit,
+        t.expected_head,
+        t.make,
+        t.change,
+        t.meta,
     )
 
 
-def _operation_columns(owners: list[int], operations: Sequence[Operation]) -> tuple[Any, ...]:
+def _operation_values(o: Operation) -> tuple[Any, ...]:
     return (
-        owners,
-        [operation.type for operation in operations],
-        [operation.id for operation in operations],
-        [operation.version for operation in operations],
-        [operation.collection for operation in operations],
-        _sparse([operation.tags for operation in operations]),
-        _sparse([operation.if_version for operation in operations]),
-        [operation.if_none for operation in operations] if any(op.if_none for op in operations) else [],
-        _sparse([operation.fingerprint for operation in operations]),
-        [operation.content_type for operation in operations],
-        [operation.size for operation in operations],
-        _sparse([operation.number for operation in operations]),
-        *_joined([operation.body or b"" for operation in operations]),
+        o.type,
+        o.id,
+        o.version,
+        o.collection,
+        o.tags,
+        o.if_version,
+        o.if_none or None,
+        o.fingerprint,
+        o.content_type,
+        o.size,
+        o.number,
     )
 
 
-def _joined(bodies: Sequence[bytes]) -> tuple[list[int], list[int], bytes]:
-    """Starts (from 1, as SQL counts), lengths and all bodies in one."""
-    lengths = [len(body) for body in bodies]
-    starts = list(accumulate(lengths, initial=1))
-    starts.pop()
-    return starts, lengths, b"".join(bodies)
-
-
-def _sparse(column: list[Any]) -> list[Any]:
-    """Nothing at all for a column without a value: ``unnest`` fills up with NULL, and a subscript of nothing is
-    NULL.
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
+    """Rows turned into columns. One without a value is left empty: ``unnest`` fills up with NULL, and a subscript of
+    nothing is NULL.
     """
-    return column if column.count(None) < len(column) else []
+    if not rows:
+        return [()] * width
+    return [column if _holds(column) else () for column in zip(*rows, strict=True)]
+
+
+def _holds(column: Sequence[Any]) -> bool:
+    return column[0] is not None or any(value is not None for value in column)
 
 
 def encode_record(batch: Sequence[Record], writer: UUID, flush: int, sequences: Sequences) -> tuple[Any, ...]:

@@ -1,14 +1,15 @@
 -- The statement that reads: checks the tenant's state and epoch, the API key's state and the container's existence, reads
 -- what was asked, and inserts one audit event a container, in one round trip and one commit.
 --
--- A batch holds requests; a request has targets (one container and one event each); a target has selectors.
+-- A batch holds targets (one container and one event each); a target has a caller and selectors. A caller is an API key, its
+-- tenant and the epoch that the worker's keys are of; he is judged once, however many of a batch's requests are his.
 -- A row comes back for each target ('h'), each container key that the worker lacks ('k'), each object ('o'), each turn ('t').
 -- Statuses: ok, api-key, suspended, sealed, revoked, epoch (the worker's keys are stale), absent.
 
 CREATE FUNCTION confide.read(
-    p_tenants text, p_writer uuid, p_flush bigint,
-    r_tenant uuid[], r_api_key uuid[], r_epoch bigint[],
-    t_request int[], t_event uuid[], t_time timestamptz[], t_seq bigint[], t_action text[], t_facts text[],
+    p_tenants text, p_writer uuid, p_flush bigint, p_time timestamptz,
+    c_tenant uuid[], c_api_key uuid[], c_epoch bigint[],
+    t_caller int[], t_event uuid[], t_seq bigint[], t_action text[], t_facts text[],
     t_container uuid[], t_kind text[], t_want int[],
     s_target int[], s_type text[], s_id uuid[], s_tag uuid[], s_after bigint[], s_before bigint[],
     s_version uuid[], s_limit int[], s_bytes bigint[]
@@ -24,32 +25,31 @@ BEGIN
         RAISE EXCEPTION 'this writer was fenced off' USING ERRCODE = 'CF001';
     END IF;
     RETURN QUERY
-    WITH req AS MATERIALIZED (
-        SELECT r.n::int AS n, r.tenant, r.api_key,
-               CASE WHEN k.id IS NULL OR k.revoked_at <= now() OR k.expires_at <= now() THEN 'api-key'
-                    WHEN t.state IS DISTINCT FROM 'active' THEN 'suspended'
-                    WHEN t.key_state = 'sealed' THEN 'sealed'
-                    WHEN t.key_state = 'revoked' THEN 'revoked'
-                    WHEN t.epoch <> r.epoch THEN 'epoch'
-                    ELSE 'ok' END AS status
-        FROM unnest(r_tenant, r_api_key, r_epoch) WITH ORDINALITY AS r (tenant, api_key, epoch, n)
-        LEFT JOIN LATERAL (SELECT * FROM confide.tenant b WHERE b.id = r.tenant LIMIT 1) t ON true
+    WITH caller AS MATERIALIZED (
+        SELECT array_agg(CASE WHEN k.id IS NULL OR k.revoked_at <= now() OR k.expires_at <= now() THEN 'api-key'
+                              WHEN t.state IS DISTINCT FROM 'active' THEN 'suspended'
+                              WHEN t.key_state = 'sealed' THEN 'sealed'
+                              WHEN t.key_state = 'revoked' THEN 'revoked'
+                              WHEN t.epoch <> c.epoch THEN 'epoch'
+                              ELSE 'ok' END ORDER BY c.n) AS status
+        FROM unnest(c_tenant, c_api_key, c_epoch) WITH ORDINALITY AS c (tenant, api_key, epoch, n)
+        LEFT JOIN LATERAL (SELECT * FROM confide.tenant b WHERE b.id = c.tenant LIMIT 1) t ON true
         LEFT JOIN LATERAL (
-            SELECT * FROM confide.api_key b WHERE b.tenant_id = r.tenant AND b.id = r.api_key LIMIT 1) k ON true
+            SELECT * FROM confide.api_key b WHERE b.tenant_id = c.tenant AND b.id = c.api_key LIMIT 1) k ON true
     ), tgt AS MATERIALIZED (
-        SELECT a.n::int AS n, a.event, a.time, a.seq, a.action, a.facts, a.want, req.tenant,
-               CASE WHEN req.status <> 'ok' THEN req.status
+        SELECT a.n::int AS n, a.event, a.seq, a.action, a.facts, a.want, c_tenant[a.caller] AS tenant,
+               CASE WHEN caller.status[a.caller] <> 'ok' THEN caller.status[a.caller]
                     WHEN c.id IS NULL OR (c.expires_at <= now() AND NOT c.hold) THEN 'absent'
                     ELSE 'ok' END AS status,
                c.id AS container, c.kind, c.subject_id, c.meta_version, c.meta, c.meta_ck, c.ck_generation,
                c.commit_number, c.turn_head, c.ttl_absolute_seconds, c.ttl_idle_seconds, c.hold, c.created_at,
                c.updated_at, c.expires_at
-        FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_facts, t_container, t_kind, t_want) WITH ORDINALITY
-             AS a (request, event, time, seq, action, facts, container, kind, want, n)
-        JOIN req ON req.n = a.request
+        FROM caller CROSS JOIN unnest(t_caller, t_event, t_seq, t_action, t_facts, t_container, t_kind, t_want) WITH ORDINALITY
+             AS a (caller, event, seq, action, facts, container, kind, want, n)
         LEFT JOIN LATERAL (
             SELECT * FROM confide.container b
-            WHERE req.status = 'ok' AND b.tenant_id = req.tenant AND b.id = a.container AND b.kind = a.kind LIMIT 1) c ON true
+            WHERE caller.status[a.caller] = 'ok' AND b.tenant_id = c_tenant[a.caller] AND b.id = a.container
+              AND b.kind = a.kind LIMIT 1) c ON true
     ), sel AS MATERIALIZED (
         SELECT s.n::int AS n, s.target, s.type, s.id, s.tag, s.after, s.before, s.version, s.lim, s.bytes, tgt.tenant,
                tgt.container, tgt.want, tgt.ck_generation
@@ -98,7 +98,7 @@ BEGIN
     ), event AS (
         INSERT INTO confide_audit.journal
             (tenant_id, id, time, writer, seq, flush, action, outcome, reason, container, objects, versions, turns, facts)
-        SELECT tgt.tenant, tgt.event, tgt.time, p_writer, tgt.seq, p_flush, tgt.action,
+        SELECT tgt.tenant, tgt.event, p_time, p_writer, tgt.seq, p_flush, tgt.action,
                CASE tgt.status WHEN 'ok' THEN 'allowed' WHEN 'epoch' THEN 'failed' ELSE 'denied' END,
                nullif(tgt.status, 'ok'), tgt.container, seen.objects, seen.versions, heard.turns, tgt.facts
         FROM tgt LEFT JOIN seen ON seen.target = tgt.n LEFT JOIN heard ON heard.target = tgt.n

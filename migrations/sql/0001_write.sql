@@ -11,10 +11,10 @@
 -- key (the container has moved to another key), commit, head, meta, guard (428), precondition, no-object.
 
 CREATE FUNCTION confide.write(
-    p_tenants text, p_writer uuid, p_flush bigint,
-    r_tenant uuid[], r_api_key uuid[], r_epoch bigint[], r_guarded boolean[],
-    r_idem bytea[], r_print bytea[], r_answer bytea[],
-    t_request int[], t_event uuid[], t_time timestamptz[], t_seq bigint[], t_action text[], t_facts text[],
+    p_tenants text, p_writer uuid, p_flush bigint, p_time timestamptz,
+    c_tenant uuid[], c_api_key uuid[], c_epoch bigint[],
+    r_caller int[], r_guarded boolean[], r_idem bytea[], r_print bytea[], r_answer bytea[],
+    t_request int[], t_event uuid[], t_seq bigint[], t_action text[], t_facts text[],
     t_container uuid[], t_kind text[], t_external uuid[], t_ck int[], t_new_key bytea[], t_trk int[], t_commit bigint[], t_head bigint[],
     t_make text[], t_change text[], t_meta bytea[],
     o_target int[], o_type text[], o_id uuid[], o_version uuid[], o_collection uuid[], o_tags bytea[],
@@ -28,6 +28,21 @@ CREATE FUNCTION confide.write(
 DECLARE
     v_status text[];                 -- by request
     v_ok boolean[];                  -- by target
+    v_tenant uuid[];                 -- by target, and what its container's row says once it is locked:
+    v_id uuid[];
+    v_kind text[];
+    v_ck int[];
+    v_commit bigint[];
+    v_head bigint[];
+    v_expired boolean[];
+    v_hold boolean[];
+    v_meta_version uuid[];
+    v_named uuid[] := '{}';          -- by target: the container that holds the external id, and whether it has expired
+    v_named_expired boolean[] := '{}';
+    v_idem text[] := '{}';           -- by request: replay or mismatch
+    v_turned int[] := '{}';          -- by target: how many turns it appends
+    v_answer bytea[] := '{}';        -- by request that is a replay: what it was answered first
+    v_facts jsonb[] := '{}';
     v_failed int[] := '{}';          -- by request: the operation whose precondition failed
     v_same int[] := '{}';            -- operations whose equal content is stored already
     v_same_version uuid[] := '{}';
@@ -47,63 +62,85 @@ BEGIN
         RAISE EXCEPTION 'this writer was fenced off' USING ERRCODE = 'CF001';
     END IF;
 
-    PERFORM 1 FROM (
-        SELECT r_tenant[a.request] AS tenant, a.container
-        FROM unnest(t_request, t_container, t_make) AS a (request, container, make)
-        WHERE a.make IS NULL ORDER BY 1, 2 OFFSET 0) a
-    CROSS JOIN LATERAL (
-        SELECT 1 FROM confide.container b WHERE b.tenant_id = a.tenant AND b.id = a.container FOR NO KEY UPDATE) l;
+    -- A row that another writer held until now comes as he left it.
+    SELECT array_agg(l.tenant ORDER BY l.n), array_agg(l.id ORDER BY l.n), array_agg(l.kind ORDER BY l.n),
+           array_agg(l.ck_generation ORDER BY l.n), array_agg(l.commit_number ORDER BY l.n),
+           array_agg(l.turn_head ORDER BY l.n), array_agg(coalesce(l.expires_at <= now(), false) ORDER BY l.n),
+           array_agg(l.hold ORDER BY l.n), array_agg(l.meta_version ORDER BY l.n)
+    INTO v_tenant, v_id, v_kind, v_ck, v_commit, v_head, v_expired, v_hold, v_meta_version
+    FROM (
+        SELECT a.n, a.tenant, c.* FROM (
+            SELECT a.n, c_tenant[r_caller[a.request]] AS tenant, a.container, a.make
+            FROM unnest(t_request, t_container, t_make) WITH ORDINALITY AS a (request, container, make, n)
+            ORDER BY 2, 3 OFFSET 0) a
+        LEFT JOIN LATERAL (
+            SELECT b.id, b.kind, b.ck_generation, b.commit_number, b.turn_head, b.expires_at, b.hold, b.meta_version
+            FROM confide.container b
+            WHERE a.make IS NULL AND b.tenant_id = a.tenant AND b.id = a.container FOR NO KEY UPDATE) c ON true
+        OFFSET 0) l;
 
-    -- The gate. A new statement sees what was committed before the locks were had.
+    IF r_idem <> '{}' THEN
+        SELECT array_agg(CASE WHEN i.fingerprint = a.print THEN 'replay' WHEN i.key_tag IS NOT NULL THEN 'mismatch' END
+                         ORDER BY a.n) INTO v_idem
+        FROM unnest(r_caller, r_idem, r_print) WITH ORDINALITY AS a (caller, idem, print, n)
+        LEFT JOIN LATERAL (
+            SELECT * FROM confide.idempotency b
+            WHERE a.idem IS NOT NULL AND b.tenant_id = c_tenant[a.caller] AND b.key_tag = a.idem
+              AND b.created_at > now() - interval '24 hours' LIMIT 1) i ON true;
+    END IF;
+    IF t_external <> '{}' THEN
+        SELECT array_agg(x.id ORDER BY a.n), array_agg(x.expires_at <= now() AND NOT x.hold ORDER BY a.n)
+        INTO v_named, v_named_expired
+        FROM unnest(v_tenant, t_kind, t_external) WITH ORDINALITY AS a (tenant, kind, external, n)
+        LEFT JOIN LATERAL (
+            SELECT * FROM confide.container b
+            WHERE a.external IS NOT NULL AND b.tenant_id = a.tenant AND b.kind = a.kind
+              AND b.external_tag = a.external LIMIT 1) x ON true;
+    END IF;
+
+    -- The gate. It sees what was committed before the locks were had.
+    WITH caller AS MATERIALIZED (
+        SELECT array_agg(CASE WHEN k.id IS NULL OR k.revoked_at <= now() OR k.expires_at <= now() THEN 'api-key'
+                              WHEN t.state IS DISTINCT FROM 'active' THEN 'suspended'
+                              WHEN t.key_state = 'sealed' THEN 'sealed'
+                              WHEN t.key_state = 'revoked' THEN 'revoked'
+                              WHEN t.epoch <> c.epoch THEN 'epoch'
+                              ELSE 'ok' END ORDER BY c.n) AS status,
+               array_agg(coalesce(t.require_preconditions, false) ORDER BY c.n) AS strict
+        FROM unnest(c_tenant, c_api_key, c_epoch) WITH ORDINALITY AS c (tenant, api_key, epoch, n)
+        LEFT JOIN LATERAL (SELECT * FROM confide.tenant b WHERE b.id = c.tenant LIMIT 1) t ON true
+        LEFT JOIN LATERAL (
+            SELECT * FROM confide.api_key b WHERE b.tenant_id = c.tenant AND b.id = c.api_key LIMIT 1) k ON true
+    )
     SELECT array_agg(q.status ORDER BY q.request) INTO v_status FROM (
         SELECT g.request, coalesce((array_agg(g.status ORDER BY g.n) FILTER (WHERE g.status <> 'ok'))[1], 'ok') AS status
         FROM (
             SELECT a.request, a.n,
-                   CASE WHEN k.id IS NULL OR k.revoked_at <= now() OR k.expires_at <= now() THEN 'api-key'
-                        WHEN t.state IS DISTINCT FROM 'active' THEN 'suspended'
-                        WHEN t.key_state = 'sealed' THEN 'sealed'
-                        WHEN t.key_state = 'revoked' THEN 'revoked'
-                        WHEN t.epoch <> r_epoch[a.request] THEN 'epoch'
-                        WHEN i.key_tag IS NOT NULL AND i.fingerprint = r_print[a.request] THEN 'replay'
-                        WHEN i.key_tag IS NOT NULL THEN 'mismatch'
-                        WHEN t.require_preconditions AND NOT coalesce(r_guarded[a.request], true) THEN 'guard'
-                        WHEN a.make IS NOT NULL AND x.id IS NOT NULL AND x.expires_at <= now() AND NOT x.hold THEN 'gone'
-                        WHEN a.make IS NOT NULL AND x.id IS NOT NULL THEN 'exists'
+                   CASE WHEN caller.status[r_caller[a.request]] <> 'ok' THEN caller.status[r_caller[a.request]]
+                        WHEN v_idem[a.request] IS NOT NULL THEN v_idem[a.request]
+                        WHEN caller.strict[r_caller[a.request]] AND NOT coalesce(r_guarded[a.request], true) THEN 'guard'
+                        WHEN a.make IS NOT NULL AND v_named_expired[a.n] THEN 'gone'
+                        WHEN a.make IS NOT NULL AND v_named[a.n] IS NOT NULL THEN 'exists'
                         WHEN a.make IS NOT NULL AND a.expected <> 0 THEN 'commit'
                         WHEN a.make IS NOT NULL THEN 'ok'
-                        WHEN c.id IS NULL OR c.kind <> a.kind THEN 'absent'
-                        WHEN c.expires_at <= now() AND NOT c.hold AND a.action <> 'retention.expire' THEN 'absent'
-                        WHEN (a.action = 'retention.expire') AND (c.hold OR c.expires_at IS NULL OR c.expires_at > now())
-                            THEN 'hold'
-                        WHEN c.hold AND EXISTS (SELECT FROM unnest(o_target, o_type) AS o (target, type)
+                        WHEN a.id IS NULL OR a.is_kind <> a.kind THEN 'absent'
+                        WHEN a.expired AND NOT a.hold AND a.action <> 'retention.expire' THEN 'absent'
+                        WHEN (a.action = 'retention.expire') AND (a.hold OR NOT a.expired) THEN 'hold'
+                        WHEN a.hold AND EXISTS (SELECT FROM unnest(o_target, o_type) AS o (target, type)
                                                 WHERE o.target = a.n AND o.type = 'erase') THEN 'hold'
-                        WHEN a.ck IS NOT NULL AND c.ck_generation + (a.new_key IS NOT NULL)::int <> a.ck THEN 'key'
-                        WHEN a.expected <> c.commit_number THEN 'commit'
-                        WHEN a.head <> c.turn_head THEN 'head'
-                        WHEN (a.change::jsonb ->> 'if_meta_version')::uuid <> c.meta_version THEN 'meta'
+                        WHEN a.ck IS NOT NULL AND a.is_ck + (a.new_key IS NOT NULL)::int <> a.ck THEN 'key'
+                        WHEN a.expected <> a.is_commit THEN 'commit'
+                        WHEN a.head <> a.is_head THEN 'head'
+                        WHEN (a.change::jsonb ->> 'if_meta_version')::uuid <> a.is_meta_version THEN 'meta'
                         ELSE 'ok' END AS status
-            FROM unnest(t_request, t_action, t_container, t_kind, t_external, t_ck, t_new_key, t_commit, t_head, t_make,
-                        t_change) WITH ORDINALITY
-                 AS a (request, action, container, kind, external, ck, new_key, expected, head, make, change, n)
-            LEFT JOIN LATERAL (SELECT * FROM confide.tenant b WHERE b.id = r_tenant[a.request] LIMIT 1) t ON true
-            LEFT JOIN LATERAL (
-                SELECT * FROM confide.api_key b
-                WHERE b.tenant_id = r_tenant[a.request] AND b.id = r_api_key[a.request] LIMIT 1) k ON true
-            LEFT JOIN LATERAL (
-                SELECT * FROM confide.idempotency b
-                WHERE r_idem[a.request] IS NOT NULL AND b.tenant_id = r_tenant[a.request]
-                  AND b.key_tag = r_idem[a.request] AND b.created_at > now() - interval '24 hours' LIMIT 1) i ON true
-            LEFT JOIN LATERAL (
-                SELECT * FROM confide.container b
-                WHERE a.make IS NULL AND b.tenant_id = r_tenant[a.request] AND b.id = a.container LIMIT 1) c ON true
-            LEFT JOIN LATERAL (
-                SELECT * FROM confide.container b
-                WHERE a.external IS NOT NULL AND b.tenant_id = r_tenant[a.request] AND b.kind = a.kind
-                  AND b.external_tag = a.external LIMIT 1) x ON true
+            FROM caller CROSS JOIN unnest(t_request, t_action, t_kind, t_ck, t_new_key, t_commit, t_head, t_make, t_change,
+                v_id, v_kind, v_ck, v_commit, v_head, v_expired, v_hold, v_meta_version) WITH ORDINALITY
+                AS a (request, action, kind, ck, new_key, expected, head, make, change,
+                      id, is_kind, is_ck, is_commit, is_head, expired, hold, is_meta_version, n)
         ) g GROUP BY g.request
     ) q;
 
-    IF (true = ANY (o_none)) OR EXISTS (SELECT FROM unnest(o_if) AS w (v) WHERE w.v IS NOT NULL) THEN
+    IF o_none <> '{}' OR o_if <> '{}' THEN
         FOR f IN
             SELECT o.n, t_request[o.target] AS request, e.id AS found, e.version,
                    (o.none AND e.id IS NOT NULL AND e.fingerprint = o.print) AS same,
@@ -111,7 +148,7 @@ BEGIN
             FROM unnest(o_target, o_id, o_if, o_none, o_print) WITH ORDINALITY AS o (target, id, cond, none, print, n)
             LEFT JOIN LATERAL (
                 SELECT b.id, b.version, b.fingerprint FROM confide.context_object b
-                WHERE b.tenant_id = r_tenant[t_request[o.target]] AND b.container_id = t_container[o.target] AND b.id = o.id
+                WHERE b.tenant_id = v_tenant[o.target] AND b.container_id = t_container[o.target] AND b.id = o.id
                 LIMIT 1) e ON true
             WHERE v_status[t_request[o.target]] = 'ok'
               AND ((o.none AND e.id IS NOT NULL)
@@ -132,23 +169,23 @@ BEGIN
     SELECT array_agg(v_status[a.request] = 'ok' ORDER BY a.n) INTO v_ok
     FROM unnest(t_request) WITH ORDINALITY AS a (request, n);
 
-    IF EXISTS (SELECT FROM unnest(t_make) AS m (v) WHERE m.v IS NOT NULL) THEN
+    IF t_make <> '{}' THEN
         INSERT INTO confide.container (tenant_id, id, kind, external_tag, subject_id, meta_version, meta, meta_ck, ck_generation,
             ttl_absolute_seconds, ttl_idle_seconds, created_at, updated_at, expires_at, sweep_at)
-        SELECT r_tenant[a.request], a.container, a.kind, a.external, m.subject, m.meta_version, a.meta, a.ck, a.ck,
-               m.ttl_absolute, m.ttl_idle, a.time, a.time, d.at, d.at
-        FROM unnest(t_request, t_container, t_kind, t_external, t_make, t_meta, t_ck, t_time) WITH ORDINALITY
-             AS a (request, container, kind, external, make, meta, ck, time, n),
+        SELECT a.tenant, a.container, a.kind, a.external, m.subject, m.meta_version, a.meta, a.ck, a.ck,
+               m.ttl_absolute, m.ttl_idle, p_time, p_time, d.at, d.at
+        FROM unnest(v_tenant, t_container, t_kind, t_external, t_make, t_meta, t_ck) WITH ORDINALITY
+             AS a (tenant, container, kind, external, make, meta, ck, n),
              jsonb_to_record(a.make::jsonb) AS m (subject uuid, meta_version uuid, ttl_absolute int, ttl_idle int),
-             LATERAL (SELECT least(a.time + m.ttl_absolute * interval '1 second', now() + m.ttl_idle * interval '1 second') AS at) d
+             LATERAL (SELECT least(p_time + m.ttl_absolute * interval '1 second', now() + m.ttl_idle * interval '1 second') AS at) d
         WHERE a.make IS NOT NULL AND v_ok[a.n];
     END IF;
 
-    IF EXISTS (SELECT FROM unnest(t_new_key) AS w (v) WHERE w.v IS NOT NULL) THEN
+    IF t_new_key <> '{}' THEN
         INSERT INTO confide.container_key (tenant_id, container_id, generation, trk_generation, sealed, created_at)
-        SELECT r_tenant[a.request], a.container, a.ck, a.trk, a.new_key, a.time
-        FROM unnest(t_request, t_container, t_ck, t_trk, t_new_key, t_time) WITH ORDINALITY
-             AS a (request, container, ck, trk, new_key, time, n)
+        SELECT a.tenant, a.container, a.ck, a.trk, a.new_key, p_time
+        FROM unnest(v_tenant, t_container, t_ck, t_trk, t_new_key) WITH ORDINALITY
+             AS a (tenant, container, ck, trk, new_key, n)
         WHERE a.new_key IS NOT NULL AND v_ok[a.n];
     END IF;
 
@@ -160,11 +197,11 @@ BEGIN
                  AS o (target, type, id, collection, tags, n)
             CROSS JOIN LATERAL (
                 SELECT e.* FROM confide.context_object e
-                WHERE o.type = 'delete' AND e.tenant_id = r_tenant[t_request[o.target]]
+                WHERE o.type = 'delete' AND e.tenant_id = v_tenant[o.target]
                   AND e.container_id = t_container[o.target] AND e.id = o.id
                 UNION ALL
                 SELECT e.* FROM confide.context_object e
-                WHERE o.type IN ('delete-many', 'erase') AND e.tenant_id = r_tenant[t_request[o.target]]
+                WHERE o.type IN ('delete-many', 'erase') AND e.tenant_id = v_tenant[o.target]
                   AND e.container_id = t_container[o.target]
                   AND (o.collection IS NULL OR e.collection_tag = o.collection)
                   AND (o.tags IS NULL OR position(o.tags IN e.tags) > 0)
@@ -184,14 +221,11 @@ BEGIN
         WITH written AS (
         INSERT INTO confide.context_object AS e (tenant_id, container_id, id, version, collection_tag, ck_generation, size,
             commit_number, content_type, created_at, updated_at, tags, fingerprint, body)
-        SELECT r_tenant[t_request[o.target]], t_container[o.target], o.id, o.version, o.collection, t_ck[o.target], o.size,
-               c.commit_number + 1, o.content, t_time[o.target], t_time[o.target], coalesce(o.tags, ''), o.print,
+        SELECT v_tenant[o.target], t_container[o.target], o.id, o.version, o.collection, t_ck[o.target], o.size,
+               coalesce(v_commit[o.target], 0) + 1, o.content, p_time, p_time, coalesce(o.tags, ''), o.print,
                substring(p_bodies FROM o.start FOR o.length)
         FROM unnest(o_target, o_type, o_id, o_version, o_collection, o_tags, o_print, o_content, o_size, o_start, o_length)
              WITH ORDINALITY AS o (target, type, id, version, collection, tags, print, content, size, start, length, n)
-        CROSS JOIN LATERAL (
-            SELECT b.commit_number FROM confide.container b
-            WHERE b.tenant_id = r_tenant[t_request[o.target]] AND b.id = t_container[o.target] LIMIT 1) c
         WHERE o.type = 'put' AND v_ok[o.target] AND NOT (o.n::int = ANY (v_same))
         ON CONFLICT (tenant_id, container_id, id) DO UPDATE SET
             version = EXCLUDED.version, collection_tag = EXCLUDED.collection_tag, ck_generation = EXCLUDED.ck_generation,
@@ -209,7 +243,7 @@ BEGIN
             FROM unnest(o_target, o_type, o_collection, o_number) WITH ORDINALITY AS o (target, type, collection, keep, n)
             CROSS JOIN LATERAL (
                 SELECT e.* FROM confide.context_object e
-                WHERE o.type = 'prune' AND e.tenant_id = r_tenant[t_request[o.target]]
+                WHERE o.type = 'prune' AND e.tenant_id = v_tenant[o.target]
                   AND e.container_id = t_container[o.target] AND e.collection_tag = o.collection
                 ORDER BY e.version DESC OFFSET CASE WHEN o.type = 'prune' THEN o.keep ELSE 0 END
             ) b
@@ -227,14 +261,15 @@ BEGIN
     IF 'turn' = ANY (o_type) THEN
         INSERT INTO confide.turn (tenant_id, container_id, number, id, ck_generation, size, commit_number, content_type,
             created_at, body)
-        SELECT r_tenant[t_request[o.target]], t_container[o.target], o.number, o.id, t_ck[o.target], o.size,
-               c.commit_number + 1, o.content, t_time[o.target], substring(p_bodies FROM o.start FOR o.length)
+        SELECT v_tenant[o.target], t_container[o.target], o.number, o.id, t_ck[o.target], o.size,
+               coalesce(v_commit[o.target], 0) + 1, o.content, p_time, substring(p_bodies FROM o.start FOR o.length)
         FROM unnest(o_target, o_type, o_id, o_number, o_content, o_size, o_start, o_length)
              AS o (target, type, id, number, content, size, start, length)
-        CROSS JOIN LATERAL (
-            SELECT b.commit_number FROM confide.container b
-            WHERE b.tenant_id = r_tenant[t_request[o.target]] AND b.id = t_container[o.target] LIMIT 1) c
         WHERE o.type = 'turn' AND v_ok[o.target];
+        SELECT array_agg(q.turned ORDER BY q.n) INTO v_turned FROM (
+            SELECT a.n, count(*) FILTER (WHERE o.type = 'turn')::int AS turned
+            FROM generate_subscripts(t_container, 1) AS a (n)
+            LEFT JOIN unnest(o_target, o_type) AS o (target, type) ON o.target = a.n GROUP BY a.n) q;
     END IF;
 
     IF o_type && ARRAY['pop', 'clear'] THEN
@@ -243,12 +278,12 @@ BEGIN
             FROM unnest(o_target, o_type, o_number) WITH ORDINALITY AS o (target, type, how_many, n)
             CROSS JOIN LATERAL (
                 SELECT u FROM confide.turn u
-                WHERE u.tenant_id = r_tenant[t_request[o.target]] AND u.container_id = t_container[o.target]
+                WHERE u.tenant_id = v_tenant[o.target] AND u.container_id = t_container[o.target]
                   AND u.removed_at IS NULL
                 ORDER BY u.number DESC LIMIT CASE WHEN o.type = 'pop' THEN o.how_many END) AS l (b)
             WHERE o.type IN ('pop', 'clear') AND v_ok[o.target]
         ), removed AS (
-            UPDATE confide.turn u SET body = NULL, removed_at = t_time[d.target] FROM doomed d
+            UPDATE confide.turn u SET body = NULL, removed_at = p_time FROM doomed d
             WHERE u.tenant_id = (d.b).tenant_id AND u.container_id = (d.b).container_id AND u.number = (d.b).number
             RETURNING d.n, d.target, d.type, d.b
         ), ranges AS (
@@ -263,14 +298,14 @@ BEGIN
         INTO v_pop_op, v_pop, v_turns, v_cleared FROM removed;
     END IF;
 
-    IF EXISTS (SELECT FROM unnest(t_make, t_change) AS w (m, c) WHERE w.m IS NOT NULL OR w.c IS NOT NULL) THEN
-        DELETE FROM confide.container_label l USING unnest(t_request, t_container, t_change) WITH ORDINALITY
-            AS a (request, container, change, n)
+    IF t_make <> '{}' OR t_change <> '{}' THEN
+        DELETE FROM confide.container_label l USING unnest(v_tenant, t_container, t_change) WITH ORDINALITY
+            AS a (tenant, container, change, n)
         WHERE v_ok[a.n] AND a.change IS NOT NULL AND a.change::jsonb ? 'labels'
-          AND l.tenant_id = r_tenant[a.request] AND l.container_id = a.container;
+          AND l.tenant_id = a.tenant AND l.container_id = a.container;
         INSERT INTO confide.container_label (tenant_id, label_tag, container_id)
-        SELECT r_tenant[a.request], l.tag::uuid, a.container
-        FROM unnest(t_request, t_container, t_make, t_change) WITH ORDINALITY AS a (request, container, make, change, n),
+        SELECT a.tenant, l.tag::uuid, a.container
+        FROM unnest(v_tenant, t_container, t_make, t_change) WITH ORDINALITY AS a (tenant, container, make, change, n),
              jsonb_array_elements_text(coalesce(a.make, a.change)::jsonb -> 'labels') AS l (tag)
         WHERE v_ok[a.n] AND coalesce(a.make, a.change) IS NOT NULL;
         UPDATE confide.container c SET
@@ -280,38 +315,34 @@ BEGIN
                                    ELSE c.ttl_absolute_seconds END,
             ttl_idle_seconds = CASE WHEN j.v ? 'ttl_idle' THEN (j.v ->> 'ttl_idle')::int ELSE c.ttl_idle_seconds END,
             hold = coalesce((j.v ->> 'hold')::boolean, c.hold),
-            sweep_at = CASE WHEN j.v ? 'ttl_absolute' OR j.v ? 'ttl_idle' THEN a.time ELSE c.sweep_at END
-        FROM unnest(t_request, t_container, t_change, t_meta, t_ck, t_time) WITH ORDINALITY
-             AS a (request, container, change, meta, ck, time, n),
+            sweep_at = CASE WHEN j.v ? 'ttl_absolute' OR j.v ? 'ttl_idle' THEN p_time ELSE c.sweep_at END
+        FROM unnest(v_tenant, t_container, t_change, t_meta, t_ck) WITH ORDINALITY
+             AS a (tenant, container, change, meta, ck, n),
              LATERAL (SELECT a.change::jsonb AS v) j
-        WHERE a.change IS NOT NULL AND v_ok[a.n] AND c.tenant_id = r_tenant[a.request] AND c.id = a.container;
+        WHERE a.change IS NOT NULL AND v_ok[a.n] AND c.tenant_id = a.tenant AND c.id = a.container;
     END IF;
 
     UPDATE confide.container c SET
         commit_number = c.commit_number + 1,
-        turn_head = c.turn_head + CASE WHEN a.head IS NULL THEN 0 ELSE
-            (SELECT count(*) FROM unnest(o_target, o_type) AS o (target, type) WHERE o.target = a.n AND o.type = 'turn') END,
+        turn_head = c.turn_head + coalesce(v_turned[a.n], 0),
         ck_generation = coalesce(a.ck, c.ck_generation),
-        updated_at = a.time,
+        updated_at = p_time,
         expires_at = least(c.created_at + c.ttl_absolute_seconds * interval '1 second',
                            now() + c.ttl_idle_seconds * interval '1 second')
-    FROM unnest(t_request, t_container, t_head, t_ck, t_time) WITH ORDINALITY AS a (request, container, head, ck, time, n)
-    WHERE v_ok[a.n] AND c.tenant_id = r_tenant[a.request] AND c.id = a.container;
+    FROM unnest(v_tenant, t_container, t_ck) WITH ORDINALITY AS a (tenant, container, ck, n)
+    WHERE v_ok[a.n] AND c.tenant_id = a.tenant AND c.id = a.container;
 
     INSERT INTO confide_audit.journal
         (tenant_id, id, time, writer, seq, flush, action, outcome, reason, container, objects, versions, turns,
          commit_number, facts)
-    SELECT r_tenant[a.request], a.event, a.time, p_writer, a.seq, p_flush, a.action,
+    SELECT a.tenant, a.event, p_time, p_writer, a.seq, p_flush, a.action,
            CASE v_status[a.request] WHEN 'ok' THEN 'allowed' WHEN 'replay' THEN 'allowed' WHEN 'epoch' THEN 'failed'
                WHEN 'key' THEN 'failed' WHEN 'head' THEN 'failed' WHEN 'exists' THEN 'failed' WHEN 'gone' THEN 'failed'
                ELSE 'denied' END,
            nullif(v_status[a.request], 'ok'), CASE WHEN v_status[a.request] <> 'absent' THEN a.container END,
-           w.objects, w.versions, w.turns, c.commit_number, a.facts
-    FROM unnest(t_request, t_event, t_time, t_seq, t_action, t_container, t_facts) WITH ORDINALITY
-         AS a (request, event, time, seq, action, container, facts, n)
-    LEFT JOIN LATERAL (
-        SELECT b.commit_number FROM confide.container b
-        WHERE b.tenant_id = r_tenant[a.request] AND b.id = a.container LIMIT 1) c ON v_ok[a.n]
+           w.objects, w.versions, w.turns, CASE WHEN v_ok[a.n] THEN coalesce(a.commit_number, 0) + 1 END, a.facts
+    FROM unnest(t_request, v_tenant, t_event, t_seq, t_action, t_container, v_commit, t_facts) WITH ORDINALITY
+         AS a (request, tenant, event, seq, action, container, commit_number, facts, n)
     LEFT JOIN (
         SELECT y.target, array_agg(y.id) FILTER (WHERE y.id IS NOT NULL) AS objects,
                array_agg(y.version) FILTER (WHERE y.id IS NOT NULL) AS versions,
@@ -331,15 +362,15 @@ BEGIN
         ) y GROUP BY y.target
     ) w ON w.target = a.n AND v_ok[a.n];
 
-    IF EXISTS (SELECT FROM unnest(r_idem) AS w (v) WHERE w.v IS NOT NULL) THEN
+    IF r_idem <> '{}' THEN
         INSERT INTO confide.idempotency AS e (tenant_id, key_tag, fingerprint, answer, facts, created_at)
-        SELECT r_tenant[a.n], a.idem, a.print, a.answer,
+        SELECT c_tenant[r_caller[a.n]], a.idem, a.print, a.answer,
                jsonb_build_object('heads', (
                    SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head) ORDER BY b.n)
                    FROM unnest(t_request, t_container) WITH ORDINALITY AS b (request, container, n)
                       LEFT JOIN LATERAL (
                        SELECT e.commit_number, e.turn_head FROM confide.container e
-                       WHERE e.tenant_id = r_tenant[a.n] AND e.id = b.container LIMIT 1) c ON true
+                       WHERE e.tenant_id = c_tenant[r_caller[a.n]] AND e.id = b.container LIMIT 1) c ON true
                    WHERE b.request = a.n), 'same', (
                    SELECT jsonb_agg(jsonb_build_array(s.n - (SELECT min(o.n) FROM unnest(o_target) WITH ORDINALITY AS o (target, n)
                                                              WHERE t_request[o.target] = a.n), s.version))
@@ -351,27 +382,27 @@ BEGIN
             WHERE e.created_at <= now() - interval '24 hours';
     END IF;
 
+    IF 'replay' = ANY (v_status) THEN
+        SELECT array_agg(i.answer ORDER BY a.n), array_agg(i.facts ORDER BY a.n) INTO v_answer, v_facts
+        FROM unnest(r_caller, r_idem, v_status) WITH ORDINALITY AS a (caller, idem, status, n)
+        LEFT JOIN LATERAL (
+            SELECT * FROM confide.idempotency b
+            WHERE a.status = 'replay' AND b.tenant_id = c_tenant[a.caller] AND b.key_tag = a.idem LIMIT 1) i ON true;
+    END IF;
     RETURN QUERY
-    SELECT a.n::int, 'h', coalesce(x.id, c.id), c.meta_version, c.turn_head, c.ck_generation, c.commit_number,
-           v_status[a.request], c.created_at, c.updated_at,
-           i.answer, coalesce(v_failed[a.request], cardinality(array_positions(v_made, a.n::int))),
-           CASE WHEN v_status[a.request] = 'replay' THEN i.facts
+    SELECT a.n::int, 'h', coalesce(v_named[a.n], a.id), NULL::uuid,
+           CASE WHEN v_ok[a.n] THEN coalesce(a.head, 1) + coalesce(v_turned[a.n], 0) ELSE a.head END, NULL::int,
+           CASE WHEN v_ok[a.n] THEN coalesce(a.commit_number, 0) + 1 ELSE a.commit_number END, v_status[a.request],
+           NULL::timestamptz, NULL::timestamptz, v_answer[a.request],
+           coalesce(v_failed[a.request], CASE WHEN v_made <> '{}' THEN cardinality(array_positions(v_made, a.n::int)) ELSE 0 END),
+           CASE WHEN v_status[a.request] = 'replay' THEN v_facts[a.request]
                 WHEN v_failed[a.request] IS NOT NULL THEN jsonb_build_object('current',
-                    (SELECT e.version FROM confide.context_object e WHERE e.tenant_id = r_tenant[a.request]
+                    (SELECT e.version FROM confide.context_object e WHERE e.tenant_id = a.tenant
                      AND e.container_id = t_container[o_target[v_failed[a.request]]] AND e.id = o_id[v_failed[a.request]]))
                 WHEN v_cleared ? a.n::text THEN jsonb_build_object('cleared', v_cleared -> a.n::text)
            END
-    FROM unnest(t_request, t_container, t_kind, t_external) WITH ORDINALITY AS a (request, container, kind, external, n)
-    LEFT JOIN LATERAL (
-        SELECT * FROM confide.container b WHERE b.tenant_id = r_tenant[a.request] AND b.id = a.container LIMIT 1) c ON true
-    LEFT JOIN LATERAL (
-        SELECT * FROM confide.container b
-        WHERE v_status[a.request] IN ('exists', 'gone') AND a.external IS NOT NULL
-          AND b.tenant_id = r_tenant[a.request] AND b.kind = a.kind AND b.external_tag = a.external LIMIT 1) x ON true
-    LEFT JOIN LATERAL (
-        SELECT * FROM confide.idempotency b
-        WHERE v_status[a.request] = 'replay' AND b.tenant_id = r_tenant[a.request]
-          AND b.key_tag = r_idem[a.request] LIMIT 1) i ON true;
+    FROM unnest(t_request, v_tenant, v_id, v_head, v_commit) WITH ORDINALITY
+         AS a (request, tenant, id, head, commit_number, n);
     IF v_same <> '{}' THEN
         RETURN QUERY SELECT o_target[s.n], 'o', o_id[s.n], s.version, NULL::bigint, NULL::int, NULL::bigint, NULL::text,
             NULL::timestamptz, NULL::timestamptz, NULL::bytea, s.n, NULL::jsonb
@@ -390,7 +421,7 @@ BEGIN
 
     -- Erasing comes last, so that the rows above could still name what goes.
     IF 'erase' = ANY (o_type) THEN
-        FOR f IN SELECT r_tenant[t_request[o.target]] AS tenant, t_container[o.target] AS container
+        FOR f IN SELECT v_tenant[o.target] AS tenant, t_container[o.target] AS container
                  FROM unnest(o_target, o_type) AS o (target, type) WHERE o.type = 'erase' AND v_ok[o.target]
         LOOP
             DELETE FROM confide.turn u WHERE u.tenant_id = f.tenant AND u.container_id = f.container;
