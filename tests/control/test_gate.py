@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -61,20 +60,19 @@ async def test_every_failure_is_one_and_the_same_401(cell: Cell, tenant: Tenant)
 async def test_an_unknown_key_takes_about_as_long_as_a_wrong_secret(cell: Cell, tenant: Tenant) -> None:
     key_id = apikeys.parse(tenant.keys["admin"]).key_id
 
-    async def median(make) -> float:
-        times = []
-        for _ in range(30):
-            authorization = f"Bearer {make()}".encode()
-            started = time.perf_counter()
-            with pytest.raises(Unauthenticated):
-                await cell.parts.services.access.authenticate(authorization, "127.0.0.1")
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+    async def seconds(authorization: str) -> float:
+        started = time.perf_counter()
+        with pytest.raises(Unauthenticated):
+            await cell.parts.services.access.authenticate(f"Bearer {authorization}".encode(), "127.0.0.1")
+        return time.perf_counter() - started
 
-    wrong = await median(lambda: apikeys.mint("dev", REGION, key_id))
-    unknown = await median(lambda: apikeys.mint("dev", REGION, new_id()))
+    # Turn by turn and the least of each, so that what else the machine does falls on both.
+    wrong, unknown = [], []
+    for _ in range(30):
+        wrong.append(await seconds(apikeys.mint("dev", REGION, key_id)))
+        unknown.append(await seconds(apikeys.mint("dev", REGION, new_id())))
     # Both ask the database and compare a digest; only a known id also has its tenant's rate read.
-    assert 0.1 < wrong / unknown < 10
+    assert 0.1 < min(wrong) / min(unknown) < 10
 
 
 async def test_the_scheme_is_case_insensitive(cell: Cell, tenant: Tenant) -> None:
