@@ -28,6 +28,7 @@ from app.errors import ConfideError, Unauthenticated, WrongRegion
 from app.identity import ApiKeyId, Caller, Purpose, Role, Scope, TenantId
 from app.services.auditing import Trace
 from app.services.denials import Denials
+from app.services.ending import end
 from app.services.rate import Rates
 from app.store.api_keys import Found, KeyRows
 
@@ -100,9 +101,7 @@ class Access:
         self._task = asyncio.create_task(self._run(), name="last-use")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await end(self._task)
         await self.flush()
 
     # ------------------------------------------------------------ the gate

@@ -18,6 +18,7 @@ import orjson
 from app.errors import ConfideError
 from app.identity import NO_UUID, Caller
 from app.services.auditing import NO_TRACE, Auditing, Trace
+from app.services.ending import end
 from app.store.statements import Record
 
 log = logging.getLogger("confide.access")
@@ -45,9 +46,7 @@ class Denials:
 
     async def close(self) -> None:
         """Write what is counted, then stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await end(self._task)
         await self.flush()
 
     def unauthenticated(self, reason: str) -> None:

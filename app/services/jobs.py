@@ -29,6 +29,7 @@ from app.errors import ConfideError, Conflict, Forbidden, KeyMisconfigured, NotF
 from app.identity import Caller, new_id
 from app.services.auditing import NO_TRACE, Auditing, Trace
 from app.services.control import ControlPlane
+from app.services.ending import end
 from app.store import jobs as rows
 from app.store.ledger import Ledger, Transaction
 from app.store.pool import Pool
@@ -172,10 +173,7 @@ class Jobs:
 
     async def close(self) -> None:
         """Stop what runs; its claims are given back, so that others go on at once."""
-        tasks = [*self._running.values(), *([self._task] if self._task is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._running.values(), self._task)
 
     async def _run(self) -> None:
         while True:

@@ -31,6 +31,7 @@ from app.services.audit_encode import Encoder
 from app.services.audit_epochs import open_epochs
 from app.services.audit_signing import Forked, Signing
 from app.services.auditing import Auditing
+from app.services.ending import end
 from app.store import audit_seal as rows
 from app.store.audit_seal import Connection, Grown, Leaves, Waiting
 from app.store.audit_tree import Head, head
@@ -107,9 +108,7 @@ class Sealer:
         self._task = asyncio.create_task(self._run(), name="sealer")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

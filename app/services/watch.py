@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from app.errors import ConfideError
+from app.services.ending import end
 from app.services.keyring import Keyring
 from app.services.probes import Prober
 from app.store.bindings import CHANGED, STANDINGS
@@ -56,9 +57,7 @@ class Watch:
         ]
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
 
     async def _loop(self, work: Callable[[], Awaitable[None]], period: float) -> None:
         while True:

@@ -14,6 +14,7 @@ Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
 BROKEN: Final = (
     OSError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server said farewell while the connection was idle
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,

@@ -122,6 +122,8 @@ class Ledger:
             self._flush = await connection.fetchval(
                 "SELECT flush FROM confide_audit.writer WHERE id = $1", self._writer
             )
+        except (*BROKEN, asyncpg.PostgresError):
+            self._drop()  # a connection that is gone has rolled back; what led here is what the caller must hear
         except BaseException:
             self._drop()
             raise
