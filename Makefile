@@ -115,6 +115,10 @@ fix: $(DEV) ## format, and mend what ruff can mend
 chaos-audit: $(DEV) ## kill -9 workers, sealer and PostgreSQL under load, 50 cycles: nothing acknowledged may be missing
 	@$(BIN)/python -m tests.programmes.audit_crash $(ARGS)
 
+.PHONY: chaos-tamper
+chaos-tamper: $(DEV) ## 500 changes of each of eight kinds in a stored log of 20,000 events: the offline verifier finds every one (an hour)
+	@$(BIN)/python -m tests.programmes.audit_tamper $(ARGS)
+
 .PHONY: lock
 lock: $(DEV) ## resolve pyproject.toml again into the four locks, the newest versions with hashes and no registry's address
 	$(compile) -o requirements.lock

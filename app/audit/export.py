@@ -19,6 +19,10 @@ from app.audit.merkle import HASH_BYTES
 
 MAGIC = "#confide-audit-export/1"
 BLOCK = 256
+MISSING = b"#missing"
+"""In place of an event: the table has no row of that number, or more than one."""
+ALTERED = b"#altered"
+"""In place of an event: its row is none, or its columns say something else than its entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,12 @@ class ExportWriter:
         self._sink, self._head, self._next = sink, head, head.first
         self._entries: list[bytes] = []
         self._leaves: list[bytes] = []
+        self._nodes: list[bytes] = []
         self._write(head.line())
 
-    def add(self, entry: bytes | None, leaf: bytes) -> None:
-        """The next event: its leaf entry, and its leaf hash as the tree has it.
+    def add(self, entry: bytes | None, leaf: bytes, nodes: bytes = b"") -> None:
+        """The next event: its leaf entry, its leaf hash as the tree has it, and the stored hashes of the larger
+        subtrees that it completes, from small to large.
 
         The hash must come from the stored tree. A hash made from the row would agree with an altered row, and the
         verifier could no longer say which one it is. ``None`` stands for a row that the table has lost.
@@ -67,8 +73,9 @@ class ExportWriter:
             raise ValueError("there are more leaves than the export's head announced")
         if len(leaf) != HASH_BYTES or (entry is not None and b"\n" in entry):
             raise ValueError("an entry is one line and a leaf hash has 32 bytes")
-        self._entries.append(b"#missing" if entry is None else entry)
+        self._entries.append(MISSING if entry is None else entry)
         self._leaves.append(leaf)
+        self._nodes.append(nodes)
         self._next += 1
         if len(self._leaves) == BLOCK:
             self._flush()
@@ -77,6 +84,15 @@ class ExportWriter:
         """An older signed checkpoint, after the last leaf that it covers: narrows down where a log was rewritten."""
         self._flush()
         self._write(f"#mark {_base64(note)}")
+
+    def surplus(self, entry: bytes) -> None:
+        """After the last event: a row that stands where the tree has no leaf. The verifier names its place as bad."""
+        self._flush()
+        self._sink(entry + b"\n")
+
+    def nodes(self, hashes: bytes) -> None:
+        """Stored hashes of subtrees, after the events since the last call of this kind."""
+        self._write(f"#nodes {_base64(hashes)}")
 
     def end(self) -> None:
         if self._next != self._head.end:
@@ -88,7 +104,10 @@ class ExportWriter:
         if self._leaves:
             head = f"#leaves {self._next - len(self._leaves)} {_base64(b''.join(self._leaves))}\n"
             self._sink(head.encode() + b"".join(entry + b"\n" for entry in self._entries))
-            self._entries, self._leaves = [], []
+            nodes = b"".join(self._nodes)
+            if nodes:
+                self.nodes(nodes)
+            self._entries, self._leaves, self._nodes = [], [], []
 
     def _write(self, line: str) -> None:
         self._sink(f"{line}\n".encode())

@@ -2,11 +2,8 @@
 
     python verify.py EXPORT --key VKEY [--checkpoint LAST] [--origin ORIGIN] [--json]
 
-It shares no code with the service: it is written from RFC 9162 section 2.1, C2SP signed-note and tlog-checkpoint, RFC
-8785 and ``docs/format-audit.md``. You trust the verifier key and the last checkpoint that you kept yourself.
-
+Written from RFC 9162 section 2.1, C2SP signed-note and tlog-checkpoint, RFC 8785 and ``docs/format-audit.md`` alone.
 Exit codes: 0 verified; 1 tampering or a mismatch; 2 usage, or unreadable; 3 incomplete, nothing wrong in what is there.
-Memory stays flat: the tree's right edge, one record per writer, one block of hashes and a window of recent event ids.
 """
 
 from __future__ import annotations
@@ -66,11 +63,12 @@ class Edge:
     def __init__(self, size: int, stack: list[bytes]) -> None:
         if len(stack) != size.bit_count():
             raise ValueError("the hashes to the left of the range don't fit its start")
-        self.size, self.stack = size, list(stack)
+        self.size, self.stack, self.made = size, list(stack), list[bytes]()  # made: inner hashes, as they come about
 
     def add(self, hash_: bytes, level: int = 0) -> None:
         while self.size >> level & 1:
             hash_ = sha256(b"\x01" + self.stack.pop() + hash_).digest()
+            self.made.append(hash_)
             self.size -= 1 << level
             level += 1
         self.stack.append(hash_)
@@ -111,6 +109,7 @@ def consistent(old: int, new: int, proof: list[bytes], old_root: bytes, new_root
 
 
 Key = tuple[str, bytes, bytes]  # (key name, key id, public key)
+Checkpoint = NamedTuple("Checkpoint", [("origin", str), ("size", int), ("root", bytes), ("signed", bool)])  # noqa: UP014
 NOTE = re.compile(
     "(?P<text>(?P<origin>[^\x00-\x1f]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>\\S+)\n(?:[^\x00-\x1f]+\n)*)\n"
     "(?P<signatures>(?:\u2014 [^\\s+]+ [A-Za-z0-9+/]+=*\n)+)"
@@ -130,19 +129,11 @@ def hashes(text: str) -> list[bytes]:
 
 
 def parse_key(text: str) -> Key:
-    """``<name>+<hex id>+<base64(0x01 || public key)>``"""
     name, key_id, encoded = [*text.strip().split("+", 2), "", ""][:3]
     key = unbase64(encoded)
     if len(key) != 33 or key[0] != 1 or sha256(name.encode() + b"\n" + key).digest()[:4].hex() != key_id:
         raise ValueError("--key is not an Ed25519 verifier key: <name>+<id>+<base64>")
     return name, bytes.fromhex(key_id), key[1:]
-
-
-class Checkpoint(NamedTuple):
-    origin: str
-    size: int
-    root: bytes
-    signed: bool
 
 
 def parse_checkpoint(note: bytes, keys: list[Key]) -> Checkpoint:
@@ -164,10 +155,7 @@ def parse_checkpoint(note: bytes, keys: list[Key]) -> Checkpoint:
 
 
 class Verification:
-    """Reads an export line by line. The tree grows from the listed leaf hashes; each event is held against its own.
-
-    Once an event differs, a second tree grows from the events, because either may be what was altered.
-    """
+    """The tree grows from the listed leaf hashes, and once one differs, another one from the events."""
 
     def __init__(self, keys: list[Key], last: Checkpoint | None, origin: str, tolerance: float | None) -> None:
         self.keys, self.last, self.tolerance, self.report = keys, last, tolerance, Report(origin=origin)
@@ -177,6 +165,7 @@ class Verification:
         self.differs: int | None = None  # first leaf where the event isn't the listed one
         self.whole: bool | None = None  # whether the listed leaves led to the signed root; None before the end
         self.trusted, self.lost, self.unproven = 0, -1, False  # sizes where a known root matched, and where it didn't
+        self.inner = -1  # the size at which a stored inner hash was found to differ
 
     def run(self, lines: Iterator[bytes]) -> Report:
         try:
@@ -243,7 +232,7 @@ class Verification:
     def line(self, line: bytes) -> bool:
         """Take one line in; True after the last."""
         keyword, _, rest = line.partition(b" ")
-        take = {b"#leaves": self.leaves, b"#mark": self.mark, b"#end": self.end}.get(keyword)
+        take = {b"#leaves": self.leaves, b"#nodes": self.nodes, b"#mark": self.mark, b"#end": self.end}.get(keyword)
         if take is None:
             self.event(line)
             return False
@@ -256,12 +245,16 @@ class Verification:
 
     def leaves(self, rest: str) -> None:
         start, _, encoded = rest.partition(" ")
-        self.want, size = hashes(encoded), self.tree.size
+        self.want, size, self.tree.made = hashes(encoded), self.tree.size, []
         if int(start) != size or not 0 < len(self.want) <= min(MAX_BLOCK, self.report.end - size):
             raise StopReading("leaf", f"leaves are missing or surplus from {size} on", size)
         for hash_ in self.want:
             self.tree.add(hash_)
             self.anchor(self.last)
+
+    def nodes(self, rest: str) -> None:
+        if hashes(rest) != self.tree.made and self.inner < 0:
+            self.inner = self.tree.size
 
     def event(self, line: bytes) -> None:
         at, hash_ = len(self.got), sha256(b"\x00" + line).digest()
@@ -298,8 +291,7 @@ class Verification:
             add("gap", f"writer {writer}: number {seq} follows {before}", leaf)
         if drift > tolerance or time < latest - tolerance:
             add("clock", "the writer's clock went back, or the event's id and time are of different moments", leaf)
-        self.writers[writer] = (seq, max(time, latest))
-        self.ids[id_] = None
+        self.writers[writer], self.ids[id_] = (seq, max(time, latest)), None
         if len(self.ids) > ID_WINDOW:
             del self.ids[next(iter(self.ids))]
 
@@ -311,15 +303,22 @@ class Verification:
             self.other = self.other if self.other.size else self.before
             for hash_ in self.got:
                 self.other.add(hash_)
+            self.other.made.clear()
         self.want, self.got, self.before = [], [], Edge(self.tree.size, self.tree.stack)
 
     def mark(self, rest: str) -> None:
-        mark = parse_checkpoint(unbase64(rest), self.keys)
-        if mark.signed:
-            if (mark.origin, mark.size) != (self.report.origin, self.tree.size):
-                self.report.add("mark", f"before leaf {self.tree.size} stands a checkpoint of another log or size")
+        report, size, self.report.marks = self.report, self.tree.size, self.report.marks + 1
+        try:
+            mark = parse_checkpoint(unbase64(rest), self.keys)
+        except ValueError as error:
+            report.add("mark", f"before leaf {size}: {error}")
+            return
+        if not mark.signed:
+            report.add("incomplete", f"none of the given keys signed the checkpoint before leaf {size}")
+        elif (mark.origin, mark.size) != (report.origin, size):
+            report.add("mark", f"before leaf {size} stands a checkpoint of another log or size")
+        else:
             self.anchor(mark)
-            self.report.marks += 1
 
     def end(self, rest: str) -> None:
         if int(rest) != self.report.end or self.tree.size != int(rest):
@@ -339,13 +338,14 @@ class Verification:
             report.first_bad_leaf = None
         elif leaf is not None:
             report.add("leaf", "the event is not the leaf that was signed: altered, missing, surplus or moved", leaf)
+        elif self.inner >= 0 and self.whole:
+            report.add("node", f"a stored hash over leaves before {self.inner} is not what they make")
         if self.lost >= 0 and not wrong:
             report.add("fork", "the log was rewritten after a checkpoint was signed or kept")
             report.bad_range = (self.trusted, self.lost)
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines without their newline. A last line that has none was cut off."""
     while line := file.readline(MAX_LINE):
         if not line.endswith(b"\n"):
             raise StopReading("incomplete", "the last line is cut off, or too long")

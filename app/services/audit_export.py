@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from base64 import b64decode
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,9 +13,9 @@ from uuid import UUID
 
 import orjson
 
-from app.audit.event import EventError, decode, to_ocsf
-from app.audit.export import ExportHead, ExportWriter
-from app.audit.merkle import NodeSource, ProofError, consistency_proof, range_proof
+from app.audit.event import MAX_ENTRY_BYTES, EventError, decode, format_time, to_ocsf
+from app.audit.export import ALTERED, ExportHead, ExportWriter
+from app.audit.merkle import NodeSource, consistency_proof, range_proof
 from app.errors import InvalidRequest, NotFound, Tampered, Unavailable
 from app.identity import Caller, new_id
 from app.services.audit_log import AuditReading
@@ -22,10 +23,11 @@ from app.services.audit_signing import Signing
 from app.services.auditing import Trace
 from app.services.control import check
 from app.store import audit_query, audit_tree
-from app.store.audit_tree import Connection
+from app.store.audit_tree import NO_HASH, Connection
 
 PAGE: Final = 2048
-MARKS: Final = 64
+MARKS: Final = 1024
+SURPLUS: Final = 1000
 SETTLE_SECONDS: Final = 15.0
 
 
@@ -48,7 +50,7 @@ class _Range:
     tenant: UUID
     epoch: int
     head: ExportHead
-    marks: dict[int, bytes]
+    marks: dict[int, list[bytes]]
     event: UUID
     """Of the audit.export event."""
 
@@ -86,10 +88,10 @@ class AuditExports:
 
     async def _range(self, connection: Connection, tenant: UUID, row: Any, wanted: Wanted, event: UUID) -> _Range:
         epoch, size = row["epoch"], row["size"]
-        stored = await audit_tree.span(connection, tenant, epoch, wanted.since, wanted.until)
+        stored = await audit_tree.span(connection, tenant, epoch, wanted.since, wanted.until, size)
         if stored is None:
             raise NotFound("The log has no stored event of that period.")
-        first, end = stored[0], min(stored[1], size)
+        first, end = stored
         if wanted.first is not None:
             if not first <= wanted.first <= end:
                 raise InvalidRequest("first must be a leaf of the range.", "first")
@@ -99,13 +101,13 @@ class AuditExports:
         def build(get: NodeSource) -> tuple[tuple[list[bytes], list[bytes]], dict[int, list[bytes]]]:
             return range_proof(first, end, size, get), {old: consistency_proof(old, size, get) for old in known}
 
-        try:
-            (left, right), proofs = await audit_tree.with_nodes(connection, tenant, epoch, build)
-        except ProofError:
-            raise Tampered("The stored tree has lost nodes. The operator has been alarmed.") from None
-        marks = await audit_tree.marks(connection, tenant, epoch, first, end, MARKS)
-        head = ExportHead(first, end, bytes(row["note"]), left, right, proofs)
-        return _Range(tenant, epoch, head, {mark["size"]: bytes(mark["note"]) for mark in marks}, event)
+        # What is lost or altered goes out as it is: the verifier is who says what is wrong with it.
+        (left, right), proofs = await audit_tree.with_nodes(connection, tenant, epoch, build, NO_HASH)
+        marks: dict[int, list[bytes]] = {}
+        for mark in await audit_tree.marks(connection, tenant, epoch, first, end, row, MARKS):
+            place = mark["size"] if first < mark["size"] <= end else end
+            marks.setdefault(place, []).append(bytes(mark["note"]) if _is_its_note(mark) else b"")
+        return _Range(tenant, epoch, ExportHead(first, end, bytes(row["note"]), left, right, proofs), marks, event)
 
     async def _chunks(self, caller: Caller, found: _Range, form: str) -> AsyncIterator[bytes]:
         """A page is a transaction of its own: rows never change, and a slow reader holds up nothing."""
@@ -113,23 +115,25 @@ class AuditExports:
         head = found.head
         writer = ExportWriter(chunks.append, head) if form == "ndjson" else None
         for start in range(head.first, head.end, PAGE):
-            end = min(start + PAGE, head.end)
+            end, nodes, at = min(start + PAGE, head.end), b"", 0
             async with self._reading.pool.transaction(found.tenant) as tx:
                 await check(tx, caller)
-                rows = await audit_tree.leaves(tx.connection, found.tenant, found.epoch, start, end)
-            if len(rows) != end - start:
-                raise Tampered("The stored tree has lost nodes. The operator has been alarmed.")
-            for row in rows:
+                stored = await audit_tree.leaves(tx.connection, found.tenant, found.epoch, start, end)
+                if writer is not None:
+                    nodes = await audit_tree.inner_nodes(tx.connection, found.tenant, found.epoch, start, end)
+            for leaf, (entry, hash_) in enumerate(_entries(stored, start, end), start):
                 if writer is None:
-                    chunks.append(_ocsf(row["entry"]))
+                    chunks.append(_ocsf(entry))
                     continue
-                writer.add(bytes(row["entry"]) if row["entry"] is not None else None, bytes(row["hash"]))
-                mark = found.marks.get(row["leaf"] + 1)
-                if mark is not None:
+                completed = 32 * (((leaf + 1) & -(leaf + 1)).bit_length() - 1)
+                writer.add(entry, hash_, nodes[at : at + completed])
+                at += completed
+                for mark in found.marks.get(leaf + 1, ()):
                     writer.mark(mark)
             yield b"".join(chunks)
             chunks.clear()
         if writer is not None:
+            await self._surplus(found, writer)
             writer.end()
         async with self._reading.pool.transaction(found.tenant) as tx:
             if head.end > head.first:
@@ -137,6 +141,64 @@ class AuditExports:
                     tx.connection, found.tenant, found.epoch, head.first, head.end, found.event
                 )
         yield b"".join(chunks)
+
+    async def _surplus(self, found: _Range, writer: ExportWriter) -> None:
+        """What stands in the tables and has no place in the tree."""
+        async with self._reading.pool.transaction(found.tenant) as tx:
+            events, nodes = await audit_tree.surplus(tx.connection, found.tenant, found.epoch, SURPLUS)
+        for entry in events:
+            writer.surplus(entry if _is_a_line(entry) else ALTERED)
+        if nodes:
+            writer.nodes(b"".join(nodes))
+
+
+def _entries(stored: list[Any], start: int, end: int) -> Iterator[tuple[bytes | None, bytes]]:
+    """Entry and hash of each leaf, as the tables have them. None: no row, or two."""
+    at, last = 0, len(stored)
+    for leaf in range(start, end):
+        row = stored[at] if at < last else None
+        if row is None or row["leaf"] != leaf:
+            yield None, NO_HASH
+            continue
+        at += 1
+        entry, hash_ = row["entry"], row["hash"] or NO_HASH
+        if at < last and stored[at]["leaf"] == leaf:
+            entry = None
+            while at < last and stored[at]["leaf"] == leaf:
+                at += 1
+        yield (entry if entry is None or _agrees(row) else ALTERED), hash_
+
+
+def _is_a_line(entry: bytes) -> bool:
+    """Whether it can stand in an export: anything else would be taken for a control line, or for two lines."""
+    return entry[:1] == b"{" and b"\n" not in entry and len(entry) <= MAX_ENTRY_BYTES
+
+
+_COLUMNS: Final = ("id", "action", "outcome", "principal", "api_key", "container", "kek", "kms_request_id", "purpose")
+"""In the order of ``audit_tree.leaves``."""
+
+
+def _agrees(row: Any) -> bool:
+    """Whether the columns, which filters use, say what the entry says. An entry that is no JSON is the verifier's."""
+    entry = row["entry"]
+    if not _is_a_line(entry):
+        return False
+    try:
+        get = orjson.loads(entry).get
+        return tuple(map(get, _COLUMNS)) == row[4:13] and get("time") == format_time(row["time"])
+    except (orjson.JSONDecodeError, AttributeError):
+        return True
+
+
+def _is_its_note(row: Any) -> bool:
+    """Whether a checkpoint's columns are those of its note."""
+    try:
+        text, _, signatures = bytes(row["note"]).partition(b"\n\n")
+        _, size, root = text.split(b"\n")[:3]
+        ids = {b64decode(line.rpartition(b" ")[2])[:4] for line in signatures.splitlines()}
+        return int(size) == row["size"] and b64decode(root) == row["root"] and row["key_id"] in ids
+    except ValueError:
+        return False
 
 
 def _ocsf(entry: bytes | None) -> bytes:

@@ -74,7 +74,7 @@ class Signing:
             newest = await rows.head(tx.connection, tenant)
             if newest is None or (epoch is not None and epoch > newest.epoch):
                 return None
-            found = await rows.last_checkpoint(tx.connection, tenant, epoch or newest.epoch)
+            found = await rows.last_checkpoint(tx.connection, tenant, epoch or newest.epoch, 0, self.key_id)
         old = epoch is not None and epoch < newest.epoch
         if not old:
             await self._not_behind(newest)
@@ -89,7 +89,7 @@ class Signing:
                 "The stored log doesn't extend what was signed before. The operator has been alarmed."
             ) from None
         async with self._pool.transaction(tenant) as tx:
-            return await rows.last_checkpoint(tx.connection, tenant, newest.epoch)
+            return await rows.last_checkpoint(tx.connection, tenant, newest.epoch, 0, self.key_id)
 
     async def _not_behind(self, head: Head) -> None:
         """Raises Unavailable where more was signed than is stored: until the sealer has opened a new epoch."""

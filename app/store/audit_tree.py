@@ -56,8 +56,12 @@ async def heads(connection: Connection) -> dict[UUID, Head]:
     return {row["tenant_id"]: Head.of(row) for row in rows}
 
 
-async def with_nodes(connection: Connection, tenant: UUID, epoch: int, build: Callable[[NodeSource], Proof]) -> Proof:
-    """What ``build`` makes of the stored nodes, read in one statement. Raises ProofError where one is missing."""
+async def with_nodes(
+    connection: Connection, tenant: UUID, epoch: int, build: Callable[[NodeSource], Proof], lost: bytes | None = None
+) -> Proof:
+    """What ``build`` makes of the stored nodes, read in one statement. ``lost`` stands for one that is missing; without
+    it, raises ProofError.
+    """
     wanted: set[tuple[int, int]] = set()
 
     def note(level: int, index: int) -> bytes:
@@ -76,22 +80,29 @@ async def with_nodes(connection: Connection, tenant: UUID, epoch: int, build: Ca
     stored = {(row["level"], row["index"]): bytes(row["hash"]) for row in rows}
 
     def get(level: int, index: int) -> bytes:
-        try:
-            return stored[level, index]
-        except KeyError:
-            raise ProofError("a node of the tree is missing") from None
+        found = stored.get((level, index), lost)
+        if found is None:
+            raise ProofError("a node of the tree is missing")
+        return found
 
     return build(get)
 
 
-async def last_checkpoint(connection: Connection, tenant: UUID, epoch: int, at_least: int = 0) -> Any:
-    """The newest checkpoint's row of that size or larger, or None."""
+async def last_checkpoint(
+    connection: Connection, tenant: UUID, epoch: int, at_least: int = 0, key_id: bytes = b""
+) -> Any:
+    """The newest checkpoint's row of that size or larger, or None; that of ``key_id`` before another of its size.
+
+    A row that claims more than the log holds is no checkpoint of it.
+    """
     return await connection.fetchrow(
-        "SELECT * FROM confide_audit.checkpoint WHERE tenant_id = $1 AND epoch = $2 AND size >= $3"
-        " ORDER BY size DESC, signed_at DESC LIMIT 1",
+        "SELECT c.* FROM confide_audit.checkpoint c JOIN confide_audit.log l ON l.tenant_id = c.tenant_id"
+        " AND l.epoch = c.epoch WHERE c.tenant_id = $1 AND c.epoch = $2 AND c.size >= $3 AND c.size <= l.size"
+        " ORDER BY c.size DESC, c.key_id = $4 DESC, c.signed_at DESC LIMIT 1",
         tenant,
         epoch,
         at_least,
+        key_id,
     )
 
 
@@ -109,17 +120,27 @@ async def checkpoints(connection: Connection, tenant: UUID, epoch: int, below: i
     )
 
 
-async def marks(connection: Connection, tenant: UUID, epoch: int, first: int, end: int, limit: int) -> list[Any]:
-    """Up to ``limit`` checkpoints with sizes in (first, end), spread evenly."""
+async def marks(
+    connection: Connection, tenant: UUID, epoch: int, first: int, end: int, but: Any, limit: int
+) -> list[Any]:
+    """Up to ``limit`` checkpoints with sizes in (first, end], spread evenly where there are more, and rows whose sizes
+    are impossible; without ``but``, a row.
+    """
     return list(
         await connection.fetch(
-            "SELECT size, note FROM (SELECT DISTINCT ON ((size - $3) * $5 / greatest($4 - $3, 1)) size, note"
-            " FROM confide_audit.checkpoint WHERE tenant_id = $1 AND epoch = $2 AND size > $3 AND size < $4"
-            " ORDER BY (size - $3) * $5 / greatest($4 - $3, 1), size) m ORDER BY size",
+            "WITH c AS (SELECT size, key_id, root, note, row_number() OVER (ORDER BY size, key_id) AS n,"
+            " count(*) OVER () AS total FROM confide_audit.checkpoint WHERE tenant_id = $1 AND epoch = $2"
+            " AND size > $3 AND size <= $4 AND (size, key_id) <> ($5, $6))"
+            " SELECT size, key_id, root, note FROM c WHERE total <= $7 OR n * $7 / total > (n - 1) * $7 / total"
+            " UNION ALL (SELECT c.size, c.key_id, c.root, c.note FROM confide_audit.checkpoint c"
+            " WHERE c.tenant_id = $1 AND c.epoch = $2 AND (c.size < 1 OR c.size > (SELECT size FROM confide_audit.log"
+            " WHERE tenant_id = $1 AND epoch = $2)) LIMIT $7) ORDER BY 1",
             tenant,
             epoch,
             first,
             end,
+            but["size"],
+            but["key_id"],
             limit,
         )
     )
@@ -145,34 +166,92 @@ async def place(connection: Connection, tenant: UUID, event: UUID) -> Any:
 
 
 async def span(
-    connection: Connection, tenant: UUID, epoch: int, since: datetime | None, until: datetime | None
+    connection: Connection, tenant: UUID, epoch: int, since: datetime | None, until: datetime | None, size: int
 ) -> tuple[int, int] | None:
-    """The smallest range of leaves with every stored event of the period; None where there is none."""
+    """The smallest range of leaves below ``size`` with every event of the period; None where there is none.
+
+    Leaves beside it whose rows are lost belong to it, since they may be of the period. What retention dropped doesn't.
+    """
     row = await connection.fetchrow(
-        "SELECT min(leaf) AS first, max(leaf) + 1 AS beyond FROM confide_audit.event WHERE tenant_id = $1"
-        " AND epoch = $2 AND ($3::timestamptz IS NULL OR time >= $3) AND ($4::timestamptz IS NULL OR time < $4)",
+        "WITH kept AS (SELECT coalesce(max(beyond), 0) AS first FROM confide_audit.dropped"
+        "  WHERE tenant_id = $1 AND epoch = $2),"
+        " found AS (SELECT min(leaf) AS first, max(leaf) + 1 AS beyond FROM confide_audit.event WHERE tenant_id = $1"
+        "  AND epoch = $2 AND leaf >= (SELECT first FROM kept) AND leaf < $5"
+        "  AND ($3::timestamptz IS NULL OR time >= $3) AND ($4::timestamptz IS NULL OR time < $4))"
+        " SELECT CASE WHEN $3::timestamptz IS NULL THEN kept.first ELSE coalesce((SELECT max(leaf) + 1"
+        "  FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2 AND leaf >= kept.first"
+        "  AND leaf < found.first), kept.first) END AS first,"
+        " CASE WHEN $4::timestamptz IS NULL THEN $5 ELSE coalesce((SELECT min(leaf) FROM confide_audit.event"
+        "  WHERE tenant_id = $1 AND epoch = $2 AND leaf >= found.beyond AND leaf < $5), $5) END AS beyond,"
+        " found.first IS NOT NULL AS any FROM kept, found",
         tenant,
         epoch,
         since,
         until,
+        size,
     )
-    return (row["first"], row["beyond"]) if row is not None and row["first"] is not None else None
+    if row is None or not row["any"]:
+        return None
+    return row["first"], row["beyond"]
 
 
 async def leaves(connection: Connection, tenant: UUID, epoch: int, first: int, end: int) -> list[Any]:
-    """(leaf, entry or None, hash as the tree has it) of [first, end), in order."""
+    """Event rows and leaf hashes (either may be None) of [first, end), in order; a leaf with two rows stands twice."""
     return list(
         await connection.fetch(
-            "SELECT n.index AS leaf, e.entry, n.hash FROM confide_audit.node n LEFT JOIN confide_audit.event e"
-            " ON e.tenant_id = $1 AND e.epoch = $2 AND e.leaf = n.index AND e.leaf >= $3 AND e.leaf < $4"
-            " WHERE n.tenant_id = $1 AND n.epoch = $2 AND n.level = 0 AND n.index >= $3 AND n.index < $4"
-            " ORDER BY n.index",
+            "SELECT coalesce(n.index, e.number) AS leaf, n.hash, e.entry, e.time, e.id, e.action, e.outcome,"
+            " e.principal, e.api_key, e.container, e.kek, e.kms_request_id, e.purpose"
+            " FROM (SELECT index, hash FROM confide_audit.node"
+            " WHERE tenant_id = $1 AND epoch = $2 AND level = 0 AND index >= $3 AND index < $4) n FULL JOIN"
+            " (SELECT leaf AS number, id::text, time, action, outcome, principal::text, api_key::text, container::text,"
+            " kek, kms_request_id, purpose, entry FROM confide_audit.event WHERE tenant_id = $1 AND epoch = $2"
+            " AND leaf >= $3 AND leaf < $4) e ON e.number = n.index ORDER BY 1",
             tenant,
             epoch,
             first,
             end,
         )
     )
+
+
+async def inner_nodes(connection: Connection, tenant: UUID, epoch: int, first: int, end: int) -> bytes:
+    """The stored hashes of the subtrees of two or more leaves that [first, end) complete, leaf by leaf and from small
+    to large. A lost one is all zeros.
+    """
+    found: bytes | None = await connection.fetchval(
+        "SELECT string_agg(coalesce(n.hash, $5), ''::bytea ORDER BY (w.index + 1) << w.level, w.level) FROM"
+        " (SELECT level, index FROM generate_series(1, 62) level,"
+        " generate_series($3::bigint >> level, ($4::bigint >> level) - 1) index) w LEFT JOIN confide_audit.node n"
+        " ON n.tenant_id = $1 AND n.epoch = $2 AND n.level = w.level AND n.index = w.index",
+        tenant,
+        epoch,
+        first,
+        end,
+        NO_HASH,
+    )
+    return found or b""
+
+
+async def surplus(connection: Connection, tenant: UUID, epoch: int, limit: int) -> tuple[list[bytes], list[bytes]]:
+    """Entries of events, and hashes of nodes, that have no place in the tree of any size that the log has had."""
+    events = await connection.fetch(
+        "SELECT e.entry FROM confide_audit.event e, confide_audit.log l WHERE l.tenant_id = $1 AND l.epoch = $2"
+        " AND e.tenant_id = $1 AND e.epoch = $2 AND (e.leaf < 0 OR e.leaf >= l.size) LIMIT $3",
+        tenant,
+        epoch,
+        limit,
+    )
+    nodes = await connection.fetch(
+        "SELECT n.hash FROM confide_audit.log l, generate_series(0, 62) w JOIN confide_audit.node n"
+        " ON n.tenant_id = $1 AND n.epoch = $2 AND n.level = w WHERE l.tenant_id = $1 AND l.epoch = $2"
+        " AND (n.index < 0 OR n.index >= l.size >> w)"
+        " UNION ALL SELECT hash FROM confide_audit.node WHERE tenant_id = $1 AND epoch = $2"
+        " AND (level < 0 OR level > 62) LIMIT $3",
+        tenant,
+        epoch,
+        limit,
+    )
+    return [bytes(row["entry"]) for row in events], [bytes(row["hash"]) for row in nodes]
 
 
 async def record_export(connection: Connection, tenant: UUID, epoch: int, first: int, end: int, event: UUID) -> None:

@@ -104,14 +104,14 @@ def test_older_checkpoints_in_the_export_narrow_down_where_it_was_rewritten() ->
     assert check(LOG.export(marks=50), LOG).marks == 13
 
 
-def test_a_mark_of_another_place_or_log_is_found_and_one_of_an_unknown_key_is_passed_over() -> None:
+def test_a_mark_of_another_place_or_log_is_found_and_one_of_an_unknown_key_is_told() -> None:
     head = ExportHead(0, 700, LOG.note())
     assert check(write(head, LOG.rows, LOG.leaves(), {100: LOG.note(101)}), LOG).exit_code == 1
     stranger = Checkpoint("elsewhere.example/x", 100, LOG.roots[100]).sign(LOG.signer)
     assert check(write(head, LOG.rows, LOG.leaves(), {100: stranger}), LOG).exit_code == 1
     unknown = LOG.note(100, Signer(KEY_NAME, bytes(32)))
     report = check(write(head, LOG.rows, LOG.leaves(), {100: unknown}), LOG)
-    assert (report.exit_code, report.marks) == (0, 0)
+    assert (report.exit_code, report.marks, report.first_bad_leaf) == (3, 1, None)
 
 
 def test_a_rotated_signing_key_verifies_with_both_keys_given() -> None:
