@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--tenants", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=RATE, help="requests a second, reads and writes by halves")
     args = parser.parse_args()
     parent = ROOT / ".confide"
     parent.mkdir(mode=0o700, exist_ok=True)
@@ -43,20 +44,20 @@ def main() -> None:
             sessions = args.tenants * 10
             stock = {"sessions": sessions, "objects": 5, "body": suite.body()}
             asyncio.run(cell.seed_confide(confide.port, keys, confide.targets, **stock))
-            samples = soak(bench, confide, args.minutes)
+            samples = soak(bench, confide, args.minutes, args.rate)
     finally:
         shutil.rmtree(state, ignore_errors=True)
     verdict(samples)
 
 
-def soak(bench: Bench, confide: Subject, minutes: float) -> list[tuple[float, float]]:
+def soak(bench: Bench, confide: Subject, minutes: float, rate: float) -> list[tuple[float, float]]:
     """(minutes, MB), one sample after each stretch of load."""
     samples = [(0.0, memory_bytes(confide.pid) / 1e6)]
     started = time.monotonic()
     stretch = min(30.0, minutes * 60 / 8)
     while (passed := time.monotonic() - started) < minutes * 60:
         streams = [{"workload": "get", "seed": int(passed)}, {"workload": "put", "seed": int(passed)}]
-        job = {"streams": streams, "rates": [RATE / 2] * 2, "connections": 64, "seconds": stretch}
+        job = {"streams": streams, "rates": [rate / 2] * 2, "connections": 64, "seconds": stretch}
         found = run(confide, bench.database.pid, job)
         samples.append(((time.monotonic() - started) / 60, memory_bytes(confide.pid) / 1e6))
         bench.say(

@@ -58,7 +58,7 @@ class Writing:
         _check_distinct(parts)
         for _ in range(TRIES):
             keys = await self._reading.keys(call.caller.tenant)
-            drafts = [await self._draft(call, keys, part) for part in parts]
+            drafts = [self._held(keys, part) or await self._draft(call, keys, part) for part in parts]
             lock = self._lock(drafts)
             if lock is None:
                 done = await self._attempt(call, keys, drafts)
@@ -102,7 +102,13 @@ class Writing:
             if gone:
                 await self.deletions.append(gone)
             return [
-                await self._applied(call, keys, draft, target, result)
+                self._applied(
+                    keys,
+                    draft,
+                    target,
+                    result,
+                    await self._popped(call, keys, draft.known.id, result.turns) if result.turns else [],
+                )
                 for draft, target, result in zip(drafts, targets, results, strict=True)
             ]
         if status == "replay":
@@ -156,15 +162,21 @@ class Writing:
 
     # ------------------------------------------------------------ what is believed of a container
 
+    def _held(self, keys: TenantKeys, changes: Changes) -> Draft | None:
+        """A draft for a container that this worker has met."""
+        where = changes.where
+        container = where.id
+        if where.external is not None:
+            container = keys.external(where.kind, external_tag(keys, where.kind, where.external))
+        known = keys.known(container) if container is not None and not changes.only_new else None
+        ck = keys.container_key(known.id, known.ck_generation) if known is not None else None
+        if known is None or ck is None:
+            return None
+        return moved_on(keys, Draft(changes, known, ck))
+
     async def _draft(self, call: Call, keys: TenantKeys, changes: Changes) -> Draft:
         where = changes.where
         tag = external_tag(keys, where.kind, where.external) if where.external is not None else None
-        container = where.id if tag is None else keys.external(where.kind, tag)
-        if container is not None:
-            known = keys.known(container)
-            ck = keys.container_key(container, known.ck_generation) if known is not None else None
-            if known is not None and ck is not None and not changes.only_new:
-                return moved_on(keys, Draft(changes, known, ck))
         found = await self._reading.look_up(keys, where.kind, where.id, tag, call)
         if found is None or found[1]:
             if changes.make is None:
@@ -211,8 +223,9 @@ class Writing:
 
     # ------------------------------------------------------------ what came of it
 
-    async def _applied(
-        self, call: Call, keys: TenantKeys, draft: Draft, target: WriteTarget, result: TargetResult
+    @staticmethod
+    def _applied(
+        keys: TenantKeys, draft: Draft, target: WriteTarget, result: TargetResult, popped: list[Turn]
     ) -> Applied:
         head, known = result.head, draft.known
         if draft.new_key is not None:
@@ -239,7 +252,7 @@ class Writing:
             removed=len(result.removed) + (orjson.loads(head["extra"])["cleared"] if head["extra"] else 0),
             unchanged=len(result.objects),
             inserted=head["selector"] or 0,
-            popped=await self._popped(call, keys, known.id, result.turns) if result.turns else [],
+            popped=popped,
         )
 
     async def _popped(self, call: Call, keys: TenantKeys, container: UUID, rows: Sequence[Any]) -> list[Turn]:

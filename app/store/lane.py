@@ -156,17 +156,17 @@ class Lane(Generic[Item]):
         await self._open(0)
         self._task = asyncio.create_task(self._run(), name=f"lane-{self.name}")
 
-    async def submit(self, item: Item) -> Any:
+    def submit(self, item: Item) -> asyncio.Future[Any]:
         """The item's result, after its commit. A caller that goes away harms nobody; its item may still be done.
 
-        Raises ``Unavailable`` (nothing was stored or released) or ``OutcomeUnknown``.
+        Raises, or ends in, ``Unavailable`` (nothing was stored or released) or ``OutcomeUnknown``.
         """
         if self._closing or self._queue.size >= self._limits.waiting:
             raise Unavailable
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.push(_Waiting(item, future))
         self._wake.set()
-        return await future
+        return future
 
     async def close(self) -> None:
         """Finish what waits, then disconnect."""
@@ -331,15 +331,19 @@ class Lanes(Generic[Item]):
         for lane in self._lanes:
             await lane.start()
 
-    async def submit(self, item: Item) -> Any:
+    def submit(self, item: Item) -> asyncio.Future[Any]:
         """As ``Lane.submit``."""
         load = self._load
+        if len(load) == 1:
+            return self._lanes[0].submit(item)
         place = load.index(min(load))
+        future = self._lanes[place].submit(item)
         load[place] += 1
-        try:
-            return await self._lanes[place].submit(item)
-        finally:
-            load[place] -= 1
+        future.add_done_callback(lambda _: self._done(place))
+        return future
+
+    def _done(self, place: int) -> None:
+        self._load[place] -= 1
 
     async def close(self) -> None:
         for lane in self._lanes:
