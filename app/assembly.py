@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -197,6 +198,7 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
                 trust=_trust(settings),
                 customer_hours=settings.incident_customer_hours,
                 authority_hours=settings.incident_authority_hours,
+                keep_journal=timedelta(days=settings.deletion_journal_days),
                 thresholds=Thresholds(settings.detect_denied, settings.detect_opened, settings.detect_opened_factor),
                 observe_sweep=metrics.swept,
             )

@@ -16,6 +16,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,14 +131,19 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         log.info("draining", extra={"fields": {"waiting": sum(n.waiting for n in parts.services.lanes.values())}})
 
 
-async def replay_deletions(settings: Settings, folder: Path | None = None) -> Replayed:
-    """After a restore, before anybody is served: erase again what was erased since. Raises CellError, Unavailable."""
+async def replay_deletions(
+    settings: Settings, folder: Path | None = None, state_of: datetime | None = None
+) -> Replayed:
+    """After a restore, before anybody is served: erase again what was erased since. ``state_of``: the backup's moment.
+
+    Raises CellError, HorizonError, Unavailable.
+    """
     found = await standing(settings.database_url or "")
     if found.revision is None or found.region != settings.region:
         raise CellError("The database has no schema, or is another region's cell.")
     own = assemble(settings).services.privacy
     try:
-        return await replay(own.ledger, own.retention, own.deletions, folder or own.deletions.folder)
+        return await replay(own.ledger, own.retention, own.deletions, folder or own.deletions.folder, state_of)
     finally:
         await own.ledger.close()
         await own.deletions.close()

@@ -34,7 +34,8 @@ def add_parsers(subparsers: Subparsers[Parser]) -> None:
         help="restore a backup, and erase again what was erased since",
         description="Restores into the empty database of CONFIDE_OWNER_DATABASE_URL, replays the deletion journal,"
         " recomputes every end of life, and erases what has expired. Start the service only when this has ended well."
-        " With --replay-only: for a cluster that was started from a physical backup.",
+        " A backup from before the journal's beginning is refused."
+        " With --replay-only: for a cluster that was started from a physical backup (--from names that one).",
     )
     restore.add_argument("--from", dest="source", type=Path, metavar="DIR", help="the backup's folder")
     restore.add_argument("--keys-from", type=Path, metavar="DIR", help="the folder of its wrapped keys")
@@ -61,13 +62,19 @@ def run_backup(args: argparse.Namespace) -> int:
 def run_restore(args: argparse.Namespace) -> int:
     from app.main import load, replay_deletions  # noqa: PLC0415  imports all of the service
     from app.services import backup  # noqa: PLC0415
+    from app.services.privacy import deletion_folder  # noqa: PLC0415
 
-    url = _owner_url()
+    url, settings = _owner_url(), load(os.environ)
+    journal = args.journal or deletion_folder(settings.deletion_journal_dir, settings.state_dir)
     if not args.replay_only:
         if args.source is None or args.keys_from is None:
             raise CommandError("--from and --keys-from name the backup; --replay-only does without")
-        _await(backup.restore(url, args.source, args.keys_from))
-    done = _await(replay_deletions(replace(load(os.environ), database_url=url), args.journal))
+        _await(backup.restore(url, args.source, args.keys_from, journal))
+    try:
+        state_of = backup.taken_at(args.source) if args.source is not None else None
+    except backup.BackupError as error:
+        raise CommandError(str(error)) from None
+    done = _await(replay_deletions(replace(settings, database_url=url), journal, state_of))
     names = ("entries", "containers", "objects", "turns", "tenants", "requests", "expired")
     emit({name: getattr(done, name) for name in names}, as_json=args.json)
     return OK
@@ -87,11 +94,12 @@ def _await(work: Coroutine[Any, Any, Any]) -> Any:
     """The result. Raises CommandError with what the operator must know."""
     from app.errors import ConfideError  # noqa: PLC0415
     from app.services.backup import BackupError  # noqa: PLC0415
+    from app.services.journal_horizon import HorizonError  # noqa: PLC0415
     from app.store.cell import CellError  # noqa: PLC0415
 
     try:
         return asyncio.run(work)
-    except (BackupError, CellError) as error:
+    except (BackupError, CellError, HorizonError) as error:
         raise CommandError(str(error)) from None
     except ConfideError as error:
         raise CommandError(f"The database refused the replay; run it again. {error.detail}") from None

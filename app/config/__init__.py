@@ -68,6 +68,7 @@ class Settings:
     state_dir: Path = setting("CONFIDE_STATE_DIR", path, STATE)  # noqa: RUF009  a field, in truth
 
     deletion_journal_dir: Path | None = setting("CONFIDE_DELETION_JOURNAL_DIR", path, None)  # noqa: RUF009  a field
+    deletion_journal_days: int = setting("CONFIDE_DELETION_JOURNAL_DAYS", whole(8, 36_500), 400)
     trust_file: Path | None = setting("CONFIDE_TRUST_FILE", path, None)  # noqa: RUF009  a field
     incident_customer_hours: int = setting("CONFIDE_INCIDENT_CUSTOMER_HOURS", whole(1, 720), 24)
     incident_authority_hours: int = setting("CONFIDE_INCIDENT_AUTHORITY_HOURS", whole(1, 720), 72)

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 import orjson
 
+from app.services import journal_horizon
 from app.store.backup import REVISION, bring_roles
 from app.store.cell import REGION, connect
 
@@ -89,12 +90,17 @@ async def base_backup(url: str, folder: Path) -> Made:
     return Made(folder, None, taken_at, {})
 
 
-async def restore(url: str, folder: Path, keys_folder: Path) -> Mapping[str, Any]:
+async def restore(url: str, folder: Path, keys_folder: Path, journal: Path | None = None) -> Mapping[str, Any]:
     """Both dumps into an empty database. Answers the manifest. Replay the deletion journal before anybody is served.
 
-    Raises BackupError.
+    ``journal``: the deletion journal's folder, asked first whether it reaches back to the backup. Raises BackupError.
     """
     manifest: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+    if journal is not None:
+        try:
+            journal_horizon.check(journal, taken_at(folder))
+        except journal_horizon.HorizonError as error:
+            raise BackupError(str(error)) from None
     for path in (folder / DATA, keys_folder / KEYS):
         if not path.exists() or _digest(path) != manifest["files"][path.name]:
             raise BackupError(f"{path.name} is missing or isn't what was backed up.")
@@ -110,6 +116,14 @@ async def restore(url: str, folder: Path, keys_folder: Path) -> Mapping[str, Any
         arguments = ["--exit-on-error", "--single-transaction", "--no-password", f"--dbname={_name(url)}", str(path)]
         await run(program, arguments, url)
     return manifest
+
+
+def taken_at(folder: Path) -> datetime:
+    """When the backup in ``folder`` was taken. Raises BackupError."""
+    try:
+        return datetime.fromisoformat(orjson.loads((folder / MANIFEST).read_bytes())["taken_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BackupError(f"{folder} holds no backup of ours: there is no {MANIFEST} that says when.") from None
 
 
 # ---------------------------------------------------------------- PostgreSQL's own programs

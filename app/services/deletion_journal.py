@@ -1,7 +1,8 @@
 """Every deletion, written outside the database before it is acknowledged, so that a restored backup can be told.
 
-Each worker appends to a file of its own in one folder, so that workers never wait for each other. A line is the entry's
-JSON, a tab and its CRC-32; one write and one fsync serve all who wait (``append``). An entry holds ids only:
+Each worker appends to a file of its own in one folder, a new one each day, so that workers never wait for each other
+and what is old can go (``journal_horizon.py``). A line is the entry's JSON, a tab and its CRC-32; one write and one
+fsync serve all who wait (``append``). An entry holds ids only:
 
     container   a session, subject or app with all that it holds
     object      a context object, in every version up to the one deleted
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -77,11 +78,12 @@ def deletions_of(tenant: UUID, targets: Sequence[WriteTarget], results: Sequence
     """What a committed write has deleted. Most writes delete nothing and cost nothing here."""
     gone: list[Deletion] = []
     for target, result in zip(targets, results, strict=True):
-        for operation in target.operations:
-            if operation.type == "erase":
-                gone.append(Deletion(tenant, target.action, target.container))
-            elif operation.type == "clear":
-                gone.append(Deletion(tenant, target.action, target.container, turns=(1, result.head["number"] - 1)))
+        types = [operation.type for operation in target.operations]
+        if "erase" in types:
+            gone.append(Deletion(tenant, target.action, target.container))  # with all that it held
+            continue
+        if "clear" in types:
+            gone.append(Deletion(tenant, target.action, target.container, turns=(1, result.head["number"] - 1)))
         gone += [Deletion(tenant, target.action, target.container, row["id"], row["version"]) for row in result.removed]
         gone += [Deletion(tenant, target.action, target.container, turns=(row["number"],) * 2) for row in result.turns]
     return gone
@@ -93,6 +95,7 @@ class DeletionJournal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._descriptor: int | None = None
+        self._day: date | None = None
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._flushing: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deletions")
@@ -140,6 +143,9 @@ class DeletionJournal:
             self._flushing = None
 
     def _write(self, lines: bytes) -> None:
+        if self._descriptor is not None and self._day != datetime.now(UTC).date():
+            os.close(self._descriptor)
+            self._descriptor = None
         descriptor = self._descriptor
         if descriptor is None:
             descriptor = self._open()
@@ -157,14 +163,15 @@ class DeletionJournal:
 
     def _open(self) -> int:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}{SUFFIX}"
+        now = datetime.now(UTC)
+        name = f"{now:%Y%m%dT%H%M%S}-{new_id()}{SUFFIX}"
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-        self._descriptor = descriptor
+        self._descriptor, self._day = descriptor, now.date()
         return descriptor
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from app.audit.checkpoint import Signer
 from app.crypto.secret import SecretKey
 from app.errors import ConfideError
+from app.services import journal_horizon
 from app.services.attesting import Attestor
 from app.services.audit_receivers import Receivers
 from app.services.auditing import Auditing
@@ -65,6 +66,8 @@ class Privacy:
     watch: Watch
 
     async def start(self) -> None:
+        """Raises OSError, HorizonError where the deletion journal's folder can't be used."""
+        await asyncio.to_thread(journal_horizon.begin, self.deletions.folder)
         self.retention.start()
         self.watch.start()
 
@@ -95,6 +98,7 @@ class Needs:
     customer_hours: int
     authority_hours: int
     thresholds: Thresholds
+    keep_journal: timedelta
     observe_sweep: Callable[[float, int], None]
 
 
@@ -121,7 +125,7 @@ def assemble(needs: Needs) -> Privacy:
         ledger=ledger,
         deletions=deletions,
         attestor=attestor,
-        retention=Retention(ledger, control, deletions, observe=needs.observe_sweep),
+        retention=Retention(ledger, control, deletions, observe=needs.observe_sweep, keep_journal=needs.keep_journal),
         erasure=erasure,
         holds=Holds(reading, control, jobs, erasure, ledger, needs.pool),
         exports=Exports(needs.dialogue, control, ledger, erasure),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import orjson
 from app.identity import NO_UUID, new_id
 from app.services.deletion_journal import Deletion, DeletionJournal, read_journal
 from app.services.erasure import DEADLINE, KIND, REQUESTED
+from app.services.journal_horizon import check
 from app.services.retention import Retention
 from app.store import backup as rows
 from app.store import jobs as job_rows
@@ -45,11 +47,19 @@ class Replayed:
             self.by_tenant.setdefault(tenant, Counter())[what] += number
 
 
-async def replay(ledger: Ledger, retention: Retention, journal: DeletionJournal, folder: Path) -> Replayed:
+async def replay(
+    ledger: Ledger, retention: Retention, journal: DeletionJournal, folder: Path, state_of: datetime | None = None
+) -> Replayed:
     """Apply the whole journal in ``folder``; it may be applied again. Leaves an event in each tenant's log.
 
-    Raises Unavailable; run it again then.
+    ``state_of``: when the backup was taken; else the last event that the database knows of tells how old its state is.
+    Raises HorizonError for a database that is older than the journal; Unavailable: run it again then.
     """
+    if state_of is None:
+        async with ledger.transaction() as tx:
+            state_of = await rows.last_event(tx)
+    if state_of is not None:
+        await asyncio.to_thread(check, folder, state_of)
     done = Replayed()
     waiting: dict[UUID, list[Deletion]] = {}
     for entry in read_journal(folder):

@@ -21,6 +21,7 @@ from app.identity import Caller
 from app.services.auditing import Trace
 from app.services.control import ControlPlane
 from app.services.deletion_journal import Deletion, DeletionJournal
+from app.services.journal_horizon import HorizonError, prune
 from app.store import retention as rows
 from app.store import tenants as tenant_rows
 from app.store.ledger import Ledger
@@ -33,6 +34,8 @@ PAUSE: Final = 5.0
 OVERDUE_SECONDS: Final = 300
 """An expired container that is still stored after so long is overdue: the sweeper isn't keeping up."""
 LOOK_BACK: Final = timedelta(hours=24)
+KEEP_JOURNAL: Final = timedelta(days=400)
+PRUNE_SECONDS: Final = 3600.0
 
 
 class Retention:
@@ -47,7 +50,9 @@ class Retention:
         observe: Callable[[float, int], None] = lambda _lag, _swept: None,
         pause: float = PAUSE,
         batch: int = BATCH,
+        keep_journal: timedelta = KEEP_JOURNAL,
     ) -> None:
+        self._keep_journal = keep_journal
         self._ledger = ledger
         self._control = control
         self._journal = journal
@@ -113,9 +118,15 @@ class Retention:
         await self._journal.append(missing)
         return len(missing)
 
+    async def prune_journal(self) -> int:
+        """Drop what no backup can need any more. Answers how many files of the deletion journal went."""
+        return await asyncio.to_thread(prune, self._journal.folder, self._keep_journal)
+
     async def _run(self) -> None:
         """A failure is logged and tried again: retention never stops for good."""
         caught_up = False
+        loop = asyncio.get_running_loop()
+        pruned_at = loop.time() - PRUNE_SECONDS
         while not self._ending.is_set():
             try:
                 if not caught_up:
@@ -127,7 +138,10 @@ class Retention:
                     continue  # more is due; every await above lets requests run
                 async with self._ledger.transaction() as tx:
                     await rows.drop_old_answers(tx, 10_000)
-            except ConfideError as error:
+                if loop.time() - pruned_at >= PRUNE_SECONDS:
+                    pruned_at = loop.time()
+                    await self.prune_journal()
+            except (ConfideError, OSError, HorizonError) as error:
                 log.error("the sweep failed", extra={"fields": {"error": type(error).__name__}})
             await pause(self._ending, self._pause)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,6 +21,12 @@ async def bring_roles(connection: asyncpg.Connection[Any]) -> None:
         if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
             await connection.execute(f"CREATE ROLE {role} NOLOGIN")
     await connection.execute("GRANT confide_owner TO CURRENT_USER")
+
+
+async def last_event(tx: Transaction) -> datetime | None:
+    """When anything last happened in this database: how old its state is. None where nothing ever did."""
+    found: datetime | None = await tx.connection.fetchval("SELECT confide.last_event()")
+    return found
 
 
 async def delete_object(tx: Transaction, tenant: UUID, container: UUID, item: UUID, version: UUID) -> int:

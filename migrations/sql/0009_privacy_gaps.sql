@@ -99,6 +99,13 @@ RETURNS TABLE (tenant_id uuid, what text, principal text, events bigint, contain
            count(DISTINCT j.container), min(j.time)
     FROM judged j WHERE j.what IS NOT NULL GROUP BY 1, 2, 3 $$;
 
+-- ---------------------------------------------------------------- restores
+
+-- When anything last happened: how old the state of a restored database is.
+CREATE FUNCTION confide.last_event() RETURNS timestamptz LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ''
+    SET enable_seqscan = on AS $$
+    SELECT greatest((SELECT max(j.time) FROM confide_audit.journal j), (SELECT max(l.sealed_at) FROM confide_audit.log l)) $$;
+
 -- ---------------------------------------------------------------- blast radius
 
 -- When a tenant's keys were sealed, revoked, unavailable, and back: what the log says, the oldest first.
@@ -155,6 +162,6 @@ BEGIN
 END $$;
 
 REVOKE EXECUTE ON FUNCTION confide.consent_stands, confide.unconsented_bindings, confide.hold_new_session,
-    confide.key_transitions, confide.blast_radius FROM PUBLIC;
+    confide.last_event, confide.key_transitions, confide.blast_radius FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION confide.consent_stands, confide.unconsented_bindings, confide.hold_new_session,
-    confide.key_transitions, confide.blast_radius TO confide_service;
+    confide.last_event, confide.key_transitions, confide.blast_radius TO confide_service;

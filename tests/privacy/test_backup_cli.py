@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from app.__main__ import main
+from app.services.journal_horizon import begin
 from app.store.cell import make_database, name_region
 from app.store.migrate import current, downgrade, upgrade
 from tests.cell import REGION
@@ -29,6 +30,7 @@ def test_the_commands_back_up_restore_and_replay(
         ("CONFIDE_DATABASE_URL", database),
     ):
         monkeypatch.setenv(name, value)
+    begin(tmp_path / "state" / "deletions")  # as the service does at its first start
     data, keys = str(tmp_path / "data"), str(tmp_path / "keys")
     assert main(["backup", "--to", data]) == 1  # keys go apart, or nowhere
     assert main(["backup", "--to", data, "--keys-to", keys, "--json"]) == 0
@@ -39,7 +41,9 @@ def test_the_commands_back_up_restore_and_replay(
     monkeypatch.setenv("CONFIDE_OWNER_DATABASE_URL", with_database(postgres, name))
     try:
         capsys.readouterr()
-        assert main(["restore", "--from", data, "--keys-from", keys, "--json"]) == 0
+        restore = ["restore", "--from", data, "--keys-from", keys, "--json"]
+        assert main([*restore, "--journal", str(tmp_path / "elsewhere")]) == 1  # no journal there: a slip of the pen
+        assert main(restore) == 0
         assert json.loads(capsys.readouterr().out)["entries"] == 0
     finally:
         asyncio.run(drop(postgres, name))
