@@ -97,6 +97,7 @@ class IncidentsOut(Out):
 class PartOut(Out):
     """One tenant's part. ``key_states``: openings by the key state at the moment of each: available, unavailable (the
     KMS was out), revoked, sealed. ``key_history``: states over the window, since when. ``key_state_now``: today's.
+    ``dropped_to``: events of the window up to then were dropped from the log by retention, and are in no count.
     """
 
     tenant: UUID
@@ -107,6 +108,7 @@ class PartOut(Out):
     subjects: int
     events: int
     listed: list[dict[str, Any]]
+    dropped_to: datetime | None = None
 
 
 class PartsOut(Out):

@@ -22,6 +22,7 @@ from app.store import backup as cell_rows
 from app.store import incidents as rows
 from app.store import tenants as tenant_rows
 from app.store.ledger import Ledger, Transaction
+from app.store.privacy_records import dropped
 
 MOST: Final = 10_000
 """Containers listed for each tenant; the counts are of all."""
@@ -47,7 +48,8 @@ class Part:
     """One tenant's part.
 
     ``key_states``: openings by the key state at the moment of each. ``key_history``: key states over the window, each
-    since when. ``key_state_now``: as the tenant stands today.
+    since when. ``key_state_now``: as the tenant stands today. ``dropped_to``: events of the window up to then have been
+    dropped from the log by retention, and are in no count.
     """
 
     tenant: UUID
@@ -58,6 +60,7 @@ class Part:
     subjects: int
     events: int
     listed: list[dict[str, Any]]
+    dropped_to: datetime | None = None
 
 
 async def compute(ledger: Ledger, suspect: Suspect) -> list[Part]:
@@ -77,9 +80,16 @@ async def compute(ledger: Ledger, suspect: Suspect) -> list[Part]:
             cuts = _cuts(histories)
             if cuts:
                 by_tenant |= await _openings(tx, suspect, list({tenant for tenant, _ in cuts}), cuts)
+        gone = {row["tenant_id"]: row["newest"] for row in await dropped(tx, tenants, suspect.since, suspect.until)}
+    for tenant in gone.keys() - by_tenant.keys():  # nothing is left of what may have been there
+        by_tenant[tenant] = []
+        histories.setdefault(tenant, [Period(suspect.since, "unknown")])
     async with ledger.transaction(*by_tenant) as tx:
         now = {row["id"]: row["key_state"] for row in await tenant_rows.get_many(tx, list(by_tenant))}
-    return [_part(tenant, now.get(tenant, "unknown"), histories[tenant], each) for tenant, each in by_tenant.items()]
+    return [
+        _part(tenant, now.get(tenant, "unknown"), histories[tenant], each, gone.get(tenant))
+        for tenant, each in by_tenant.items()
+    ]
 
 
 def _cuts(histories: Mapping[UUID, Sequence[Period]]) -> list[tuple[UUID, datetime]]:
@@ -120,7 +130,7 @@ async def _tenants(tx: Transaction, suspect: Suspect) -> list[UUID]:
     return tenants
 
 
-def _part(tenant: UUID, now: str, history: Sequence[Period], found: Sequence[Any]) -> Part:
+def _part(tenant: UUID, now: str, history: Sequence[Period], found: Sequence[Any], dropped_to: datetime | None) -> Part:
     subjects = {row["subject"] for row in found if row["subject"] is not None}
     subjects |= {row["container"] for row in found if row["kind"] == "subject"}
     listed = [
@@ -142,7 +152,7 @@ def _part(tenant: UUID, now: str, history: Sequence[Period], found: Sequence[Any
         states.update(_by_state(history, row))
     told = [{"state": each.state, "since": each.since} for each in history]
     events = sum(row["events"] for row in found)
-    return Part(tenant, dict(states), told, _NOW.get(now, now), len(found), len(subjects), events, listed)
+    return Part(tenant, dict(states), told, _NOW.get(now, now), len(found), len(subjects), events, listed, dropped_to)
 
 
 def _by_state(history: Sequence[Period], row: Any) -> dict[str, int]:

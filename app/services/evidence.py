@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import orjson
@@ -21,7 +21,9 @@ from app.services.erasure import Checkpoints
 from app.services.evidence_controls import CONTROLS, Control
 from app.store import evidence as rows
 from app.store.ledger import Ledger, Transaction
+from app.store.privacy_records import dropped
 
+MOMENT: Final = timedelta(microseconds=1)
 READ_ME: Final = (
     "Each .note is a signed note (C2SP signed-note, Ed25519): its second line is the evidence as canonical JSON.\n"
     "verifier.txt has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself,\n"
@@ -78,13 +80,19 @@ class Evidence:
     async def _look(
         self, tx: Transaction, caller: Caller, name: str, control: Control, since: datetime, until: datetime
     ) -> dict[str, Any]:
+        gone = await dropped(tx, [caller.tenant], since, until)
+        # What is left of the log is looked at, and said to be a part.
+        stored_from = max([since, *(each["newest"] + MOMENT for each in gone)])
         checks = []
         for each in control.checks:
             check = rows.CHECKS[each]
-            population, failures = await rows.run(tx, check, caller.tenant, since, until)
+            partial = bool(gone) and check.reads_log
+            begin = stored_from if partial else since
+            population, failures = await rows.run(tx, check, caller.tenant, begin, until)
+            found = "broken" if failures else "incomplete" if partial else "kept" if population else "empty"
             checks.append(
                 {"check": each, "question": check.question, "query": check.failures, "population": population,
-                 "failures": failures, "result": "broken" if failures else "kept" if population else "empty"}
+                 "failures": failures, "result": found} | ({"looked_from": begin} if partial else {})
             )  # fmt: skip
         return {
             "control": name,
@@ -97,6 +105,7 @@ class Evidence:
             "checks": checks,
             "not_evidenced": control.beyond,
             "leaves": await rows.leaves(tx, caller.tenant, since, until),
+            "dropped": [{name: each[name] for name in ("epoch", "first", "beyond")} for each in gone],
         }
 
     async def _checkpoint(self, caller: Caller) -> str | None:
@@ -105,9 +114,12 @@ class Evidence:
 
 
 def _overall(results: list[str]) -> str:
-    """Broken if one is; not-evidenced without a query; empty where there was nothing to look at."""
+    """Broken if one is; incomplete where retention has dropped events of the period; not-evidenced without a query;
+    empty where there was nothing to look at.
+    """
     if not results:
         return "not-evidenced"
-    if "broken" in results:
-        return "broken"
+    for worst in ("broken", "incomplete"):
+        if worst in results:
+            return worst
     return "kept" if "kept" in results else "empty"

@@ -145,6 +145,8 @@ class Incidents:
                 counts = {"containers": part.containers, "subjects": part.subjects, "events": part.events}
                 states = {"key_states": part.key_states, "key_history": part.key_history}
                 scope = asked | counts | states
+                if part.dropped_to is not None:
+                    scope["dropped_to"] = part.dropped_to.isoformat()
                 await rows.insert_part(act.tx, part.tenant, incident, scope, part.listed)
                 await rows.add(
                     act.tx,

@@ -39,6 +39,13 @@ class Statements:
         if not since < until <= datetime.now(UTC) or until - since > LONGEST:
             raise InvalidRequest("from must be before to, to not in the future, and the period at most 400 days.")
         async with self._control.act(caller, trace, "privacy.statement") as act:
+            gone = await rows.dropped(act.tx, [caller.tenant], since, until)
+            if gone:
+                raise InvalidRequest(
+                    "Retention has dropped events of that period: its account can't be complete any more. Ask for a"
+                    f" time after {max(each['newest'] for each in gone):%Y-%m-%dT%H:%M:%SZ}; exports hold the rest.",
+                    "/from",
+                )
             groups, ranges, waiting = await rows.account(act.tx, caller.tenant, since, until)
             act.detail["openings"] = sum(row["openings"] for row in groups)
         if waiting:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -151,3 +152,8 @@ async def account(tx: Transaction, tenant: UUID, since: datetime, until: datetim
     ranges = list(await tx.connection.fetch(COUNTED, tenant, since, until))
     waiting: int = await tx.connection.fetchval(UNSEALED, tenant, since, until)
     return groups, ranges, waiting
+
+
+async def dropped(tx: Transaction, tenants: Sequence[UUID], since: datetime, until: datetime) -> list[Any]:
+    """(tenant_id, epoch, first, beyond, newest) of leaves with events of the period that retention has dropped."""
+    return list(await tx.connection.fetch("SELECT * FROM confide.dropped_log($1, $2, $3)", list(tenants), since, until))

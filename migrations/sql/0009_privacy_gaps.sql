@@ -106,6 +106,13 @@ CREATE FUNCTION confide.last_event() RETURNS timestamptz LANGUAGE sql STABLE SEC
     SET enable_seqscan = on AS $$
     SELECT greatest((SELECT max(j.time) FROM confide_audit.journal j), (SELECT max(l.sealed_at) FROM confide_audit.log l)) $$;
 
+-- Ranges of leaves that retention has dropped and that held events of a period: what a count over it lacks.
+CREATE FUNCTION confide.dropped_log(p_tenants uuid[], p_since timestamptz, p_until timestamptz)
+RETURNS TABLE (tenant_id uuid, epoch integer, first bigint, beyond bigint, newest timestamptz)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
+    SELECT d.tenant_id, d.epoch, d.first, d.beyond, d.newest FROM confide_audit.dropped d
+    WHERE d.tenant_id = ANY (p_tenants) AND d.newest >= p_since AND d.oldest < p_until ORDER BY 1, 2, 3 $$;
+
 -- ---------------------------------------------------------------- blast radius
 
 -- When a tenant's keys were sealed, revoked, unavailable, and back: what the log says, the oldest first.
@@ -162,6 +169,6 @@ BEGIN
 END $$;
 
 REVOKE EXECUTE ON FUNCTION confide.consent_stands, confide.unconsented_bindings, confide.hold_new_session,
-    confide.last_event, confide.key_transitions, confide.blast_radius FROM PUBLIC;
+    confide.last_event, confide.dropped_log, confide.key_transitions, confide.blast_radius FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION confide.consent_stands, confide.unconsented_bindings, confide.hold_new_session,
-    confide.last_event, confide.key_transitions, confide.blast_radius TO confide_service;
+    confide.last_event, confide.dropped_log, confide.key_transitions, confide.blast_radius TO confide_service;

@@ -20,6 +20,7 @@ RETURNS TABLE (tenant_id uuid, container uuid, kind text, subject uuid, stored b
     LEFT JOIN confide.container c ON c.tenant_id = g.tenant_id AND c.id = g.container $$;
 DROP FUNCTION confide.key_transitions(uuid[], timestamptz);
 DROP FUNCTION confide.last_event();
+DROP FUNCTION confide.dropped_log(uuid[], timestamptz, timestamptz);
 
 CREATE OR REPLACE FUNCTION confide.suspicious(p_since timestamptz, p_opened timestamptz, p_until timestamptz)
 RETURNS TABLE (tenant_id uuid, what text, principal text, events bigint, containers bigint, first_at timestamptz)
