@@ -6,6 +6,7 @@ The first event of the new epoch names what was lost. The old epoch stays as it 
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +21,14 @@ from app.store import audit_seal as rows
 from app.store.audit_seal import Connection, Grown
 from app.store.audit_tree import Head, heads
 
+Hold = Callable[[Connection], Awaitable[None]]
 
-async def open_epochs(connection: Connection, signing: Signing, region: str, auditing: Auditing) -> int:
-    """Hold every log against the witness; answers how many new epochs were opened. The leader's first work."""
+
+async def open_epochs(connection: Connection, signing: Signing, region: str, auditing: Auditing, hold: Hold) -> int:
+    """Hold every log against the witness; answers how many new epochs were opened. The leader's first work.
+
+    ``hold``: raises where this isn't the leader, in each transaction.
+    """
     opened = 0
     async with signing.witness.locked():
         stored = await heads(connection)
@@ -31,9 +37,8 @@ async def open_epochs(connection: Connection, signing: Signing, region: str, aud
             why = await _lost(connection, head, epoch, seen)
             if why is not None:
                 auditing.alarm("audit-restored", origin=seen.origin, cause=why)
-                await _open(
-                    connection, tenant, max(epoch, head.epoch if head is not None else 0) + 1, head, seen, region
-                )
+                next_epoch = max(epoch, head.epoch if head is not None else 0) + 1
+                await _open(connection, tenant, next_epoch, head, seen, region, hold)
                 opened += 1
     return opened
 
@@ -63,7 +68,9 @@ async def _lost(connection: Connection, head: Head | None, epoch: int, seen: See
     return None
 
 
-async def _open(connection: Connection, tenant: UUID, epoch: int, head: Head | None, seen: Seen, region: str) -> None:
+async def _open(
+    connection: Connection, tenant: UUID, epoch: int, head: Head | None, seen: Seen, region: str, hold: Hold
+) -> None:
     kept = head.size if head is not None else 0
     moment = await rows.now(connection)
     event: dict[str, Any] = {
@@ -87,6 +94,7 @@ async def _open(connection: Connection, tenant: UUID, epoch: int, head: Head | N
     leaves.add(str(tenant), str(epoch), 0, Encoded.of(event, entry))
     grown = [Grown(Head(tenant, epoch, Frontier(), moment), frontier, frontier.extend([leaf_hash(entry)]))]
     async with connection.transaction():
+        await hold(connection)
         await rows.see(connection, [tenant])
         await rows.grow(connection, grown)
         await rows.insert_leaves(connection, leaves)

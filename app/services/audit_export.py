@@ -185,7 +185,8 @@ def _agrees(row: Any) -> bool:
         return False
     try:
         get = orjson.loads(entry).get
-        return tuple(map(get, _COLUMNS)) == row[4:13] and get("time") == format_time(row["time"])
+        same: bool = tuple(map(get, _COLUMNS)) == row[4:13] and get("time") == format_time(row["time"])
+        return same
     except (orjson.JSONDecodeError, AttributeError):
         return True
 

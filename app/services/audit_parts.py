@@ -23,7 +23,7 @@ from app.services.auditing import Auditing
 from app.services.control import ControlPlane
 from app.services.sealer import Sealer
 from app.services.streams import Streams
-from app.store.audit_pool import AuditPool, audit_connector
+from app.store.audit_pool import STALLED, AuditPool, audit_connector
 
 SEED_FILE: Final = "audit.seed"
 
@@ -70,7 +70,8 @@ def audit_parts(
 ) -> AuditParts:
     """Everything unconnected. Raises ValueError where a retired key is none."""
     connect = audit_connector(options.database_url)
-    reads, signs = AuditPool(connect, 3), AuditPool(connect, 3)
+    leads = audit_connector(options.database_url, **STALLED)
+    reads, signs = AuditPool(connect, 3), AuditPool(leads, 3)
     try:
         retired = [VerifierKey.parse(text) for text in options.retired_keys.split(",") if text]
     except NoteError as error:
@@ -79,7 +80,7 @@ def audit_parts(
     reading = AuditReading(reads, auditing, access)
     receivers = Receivers(private=options.private_receivers, authorities=options.receiver_authorities)
     streams = Streams(options.region, control, signs, signing, auditing, receivers, options.stream_key)
-    sealer = Sealer(options.region, connect, signing, auditing, also=streams.push)
+    sealer = Sealer(options.region, leads, signing, auditing, also=streams.push)
     for attribute, metric in vars(sealer.metrics).items():
         setattr(metrics, attribute, metric)
     return AuditParts(

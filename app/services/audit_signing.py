@@ -25,7 +25,14 @@ BATCH: Final = 64
 
 
 class Forked(Exception):
-    """A stored tree doesn't extend what was signed: it was restored from a backup, or rewritten."""
+    """A stored tree doesn't extend what was signed: it was restored from a backup, or rewritten.
+
+    ``signed_before``: something was signed of one of these logs; else they just don't fit themselves.
+    """
+
+    def __init__(self, origins: Sequence[str], *, signed_before: bool) -> None:
+        super().__init__(", ".join(origins))
+        self.origins, self.signed_before = list(origins), signed_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,7 @@ class Signing:
                 self._auditing.alarm("audit-witness", cause=str(error))
                 raise Unavailable from error
         if forked:
-            raise Forked(", ".join(forked))
+            raise Forked(forked, signed_before=any(self.witness.latest(origin) is not None for origin in forked))
 
     async def _judge(
         self, connection: Connection, tenant: UUID, epoch: int, forked: list[str]
@@ -134,7 +141,8 @@ class Signing:
                 return None
             await check_extends(connection, head, self.witness.latest(origin))
         except ProofError as error:
-            self._auditing.alarm("audit-fork", origin=origin, cause=str(error))
+            first = "" if self.witness.latest(origin) is not None else "; nothing of this log was signed before"
+            self._auditing.alarm("audit-fork", origin=origin, cause=f"{error}{first}")
             forked.append(origin)
             return None
         return head, Checkpoint(origin, head.size, head.frontier.root())

@@ -1,7 +1,8 @@
 """The sealer: moves events from the journal into their tenants' logs, and has checkpoints signed.
 
-It runs in every worker; the one that holds the advisory lock leads, on the connection that holds it, so that a leader
-whose connection is gone has neither lock nor transaction. A batch is one transaction: events, nodes, heads, marks.
+It runs in every worker. The one with the advisory lock leads for a term; a leader whose connection is gone has neither
+lock nor transaction, and one that stands still loses its lease. A batch is one transaction, which renews the lease of
+its own term: events, nodes, heads, marks.
 
 Per writer flushes are committed in order, so everything up to the flush in the writer's row is there to be read. The
 journal has no index but time; a flush that the search by time doesn't find is looked for without it, so a worker's
@@ -42,6 +43,7 @@ log = logging.getLogger("confide.sealer")
 POLL_SECONDS: Final = 0.5
 SIGN_SECONDS: Final = 30.0
 TIDY_SECONDS: Final = 30.0
+RENEW_SECONDS: Final = 1.5
 MARGIN: Final = timedelta(seconds=30)
 """Clocks of workers and database differ by less; what doesn't is found without the help of time."""
 TARGET_ROWS: Final = 4000
@@ -101,7 +103,8 @@ class Sealer:
         self._heads: dict[UUID, Head] = {}
         self._since: datetime | None = None
         self._step = 64
-        self._next_sign = self._next_tidy = self._late_alarm = 0.0
+        self._term: int | None = None
+        self._next_sign = self._next_tidy = self._next_hold = self._late_alarm = 0.0
         self._last_delay = 0.0
 
     def start(self) -> None:
@@ -125,13 +128,13 @@ class Sealer:
     async def _lead(self) -> None:
         connection = await self._connect()
         try:
-            while not await rows.try_lead(connection):  # noqa: ASYNC110  another process leads
-                await asyncio.sleep(POLL_SECONDS)
             self._reset()
+            while not await self.take(connection):  # noqa: ASYNC110  another process leads
+                await asyncio.sleep(POLL_SECONDS)
             self.leading = True
             self.metrics.audit_leader.set(1)
             await rows.make_partitions(connection)
-            await open_epochs(connection, self._signing, self._region, self._auditing)
+            await open_epochs(connection, self._signing, self._region, self._auditing, self.hold)
             while True:
                 async with asyncio.timeout(120):
                     more = await self.poll(connection)
@@ -143,6 +146,18 @@ class Sealer:
             self.metrics.audit_leader.set(0)
             connection.terminate()
 
+    async def take(self, connection: Connection) -> bool:
+        """Begin a term, unless another leads."""
+        self._term, self._next_hold = await rows.take_lead(connection, self._id), 0.0
+        return self._term is not None
+
+    async def hold(self, connection: Connection) -> None:
+        """Renew the lease, and let nobody else lead before the open transaction ends. Raises LostRace."""
+        if self._term is None:
+            raise rows.LostRace
+        await rows.hold_lead(connection, self._id, self._term)
+        self._next_hold = time.monotonic() + RENEW_SECONDS
+
     async def _further(self) -> None:
         """What else the leader does must not stop the sealing."""
         if self._also is None:
@@ -153,7 +168,11 @@ class Sealer:
             log.error("the leader's further work waits", extra={"fields": {"error": type(error).__name__}})
 
     async def poll(self, connection: Connection) -> bool:
-        """Seal a batch, sign and tidy where it is time. Answers whether more is waiting."""
+        """Seal a batch, sign and tidy where it is time. Answers whether more is waiting. Raises LostRace."""
+        if self._term is None:
+            await self.take(connection)
+        if self._term is None or time.monotonic() >= self._next_hold:
+            await self.hold(connection)
         started = await rows.now(connection)
         waiting = await rows.waiting(connection)
         self.metrics.audit_backlog.set(sum(writer.top - writer.mark for writer in waiting))
@@ -170,8 +189,19 @@ class Sealer:
             await self._tidy(connection, now)
         if now >= self._next_sign:
             self._next_sign = now + SIGN_SECONDS
-            await self._signing.sign(await rows.unsigned(connection, self._signing.key_id))
+            await self._sign(connection)
         return not whole
+
+    async def _sign(self, connection: Connection) -> None:
+        """A fork of what was signed is for a new leader to name. Of what was never signed there is nothing to name: it
+        stays unsigned, with an alarm at each attempt, until an operator has looked at it.
+        """
+        try:
+            await self._signing.sign(await rows.unsigned(connection, self._signing.key_id))
+        except Forked as fork:
+            if fork.signed_before:
+                raise
+            log.error("a log isn't signed: its tree doesn't fit", extra={"fields": {"origins": fork.origins}})
 
     async def _tidy(self, connection: Connection, now: float) -> None:
         self._next_tidy = now + TIDY_SECONDS
@@ -192,6 +222,7 @@ class Sealer:
             latest[row["writer"]] = row["time"]
         marks = [(w.writer, min(w.top, w.mark + step), latest.get(w.writer, w.time)) for w in waiting]
         async with connection.transaction():
+            await self.hold(connection)
             await rows.see(connection, [log.before.tenant for log in batch.grown])
             if batch.grown:
                 await rows.grow(connection, batch.grown)

@@ -33,8 +33,12 @@ OVERRIDES: Final = {
 }
 
 
-def audit_connector(url: str) -> Connect:
-    return connector(url, **OVERRIDES)
+STALLED: Final = {"idle_in_transaction_session_timeout": "4s"}
+"""For the sealer and for signing: a process that stands still loses its transaction before another takes its place."""
+
+
+def audit_connector(url: str, **more: str) -> Connect:
+    return connector(url, **OVERRIDES, **more)
 
 
 class AuditPool:

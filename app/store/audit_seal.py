@@ -16,6 +16,7 @@ from app.store.audit_tree import Head
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 LEADER_LOCK: Final = 7_203_553
+LEASE_SECONDS: Final = 5.0
 
 
 class LostRace(Exception):
@@ -93,6 +94,36 @@ class Grown(NamedTuple):
 async def try_lead(connection: Connection) -> bool:
     led: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1)", LEADER_LOCK)
     return led
+
+
+async def take_lead(connection: Connection, me: UUID) -> int | None:
+    """The next term, or None while another leads.
+
+    The lock is free as soon as a leader's connection is gone. One that stands still keeps it, but not its lease; who
+    then leads by the lease alone is not dethroned by whoever gets the lock.
+    """
+    term: int | None = await connection.fetchval(
+        "UPDATE confide_audit.sealer SET leader = $1, term = term + 1, locked = $3, seen_at = now(),"
+        " lease_until = clock_timestamp() + $2 * interval '1 s' WHERE ($3 AND locked)"
+        " OR lease_until < clock_timestamp() RETURNING term",
+        me,
+        LEASE_SECONDS,
+        await try_lead(connection),
+    )
+    return term
+
+
+async def hold_lead(connection: Connection, me: UUID, term: int) -> None:
+    """Renew the lease; in a transaction, keep another from taking the lead before it ends. Raises LostRace."""
+    done = await connection.execute(
+        "UPDATE confide_audit.sealer SET lease_until = clock_timestamp() + $3 * interval '1 s', seen_at = now()"
+        " WHERE leader = $1 AND term = $2",
+        me,
+        term,
+        LEASE_SECONDS,
+    )
+    if not done.endswith(" 1"):
+        raise LostRace
 
 
 async def now(connection: Connection) -> datetime:
@@ -233,7 +264,7 @@ async def set_marks(connection: Connection, marks: Sequence[tuple[UUID, int, dat
 
 async def set_swept(connection: Connection, leader: UUID, swept_to: datetime) -> None:
     await connection.execute(
-        "UPDATE confide_audit.sealer SET leader = $1, swept_to = $2, seen_at = now()", leader, swept_to
+        "UPDATE confide_audit.sealer SET swept_to = $2, seen_at = now() WHERE leader = $1", leader, swept_to
     )
 
 

@@ -2,7 +2,8 @@
 -- still keeps it, so that the lease decides: whoever finds it run out takes the next term, and nobody of an older term
 -- can commit anything, because each of the leader's transactions renews the lease under its own term.
 ALTER TABLE confide_audit.sealer ADD COLUMN term bigint NOT NULL DEFAULT 0,
-    ADD COLUMN lease_until timestamptz NOT NULL DEFAULT '-infinity';
+    ADD COLUMN lease_until timestamptz NOT NULL DEFAULT '-infinity',
+    ADD COLUMN locked boolean NOT NULL DEFAULT true;   -- whether the leader has the lock too, or the lease alone
 
 -- Ranges of leaves whose events retention has dropped. The tree's hashes stay.
 CREATE TABLE confide_audit.dropped (

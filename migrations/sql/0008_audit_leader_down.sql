@@ -2,7 +2,7 @@
 DROP FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months,
     confide_audit.journal_days;
 DROP TABLE confide_audit.dropped;
-ALTER TABLE confide_audit.sealer DROP COLUMN term, DROP COLUMN lease_until;
+ALTER TABLE confide_audit.sealer DROP COLUMN term, DROP COLUMN lease_until, DROP COLUMN locked;
 
 -- Drop a month of events, whole: past the retention of every tenant in it, under a checkpoint, and exported.
 -- The tree's nodes stay. Answers the ranges that went.

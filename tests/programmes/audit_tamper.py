@@ -136,6 +136,7 @@ class Bench:
             sealer._heads[self.log.tenant] = audit_seal.Head(self.log.tenant, 1, frontier, moment)
         async with self.db.transaction():
             await self.db.execute("SET LOCAL ROLE confide_service")
+            await sealer.take(self.db)
             await sealer._seal(self.db, waiting, 64, moment)
             await self.db.execute("RESET ROLE")
 
@@ -150,7 +151,9 @@ class Bench:
             with suppress(Forked, ConfideError, audit_seal.LostRace, asyncpg.PostgresError):
                 async with self.db.transaction():
                     await self.db.execute("SET LOCAL ROLE confide_service")
-                    await open_epochs(self.db, signing, REGION, self.cell.parts.services.auditing)
+                    leader = Sealer(REGION, audit_connector(self.cell.url), signing, self.cell.parts.services.auditing)
+                    await leader.take(self.db)
+                    await open_epochs(self.db, signing, REGION, self.cell.parts.services.auditing, leader.hold)
                     await self.db.execute("RESET ROLE")
                 async with self.db.transaction():
                     await self._seal(signing, again=True)
