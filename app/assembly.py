@@ -136,7 +136,7 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
     def called(provider: str, operation: str, outcome: str, seconds: float) -> None:
         metrics.kms_seconds.observe(seconds, (provider, operation, outcome))
 
-    made = core(settings.region, registry, auditing, lambda: Ledger(connect), called)
+    made = core(settings.region, registry, auditing, lambda: Ledger(connect), Pool(connect, 2), called)
     keyring = made.keyring
     metrics.gather = _key_metrics(keyring, metrics)
     pool.former = keyring.former

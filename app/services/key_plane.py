@@ -38,6 +38,8 @@ class KeyPlane:
     moves: Moves
     rekey: Rekey
     watch: Watch
+    prober: Prober
+    turns: Pool
     ledgers: tuple[Ledger, ...]
 
     def start(self) -> None:
@@ -48,6 +50,7 @@ class KeyPlane:
         await self.keyring.close()
         for ledger in self.ledgers:
             await ledger.close()
+        await self.turns.close()
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class Core:
     states: KeyStates
     keyring: Keyring
     mover: Mover
+    turns: Pool
     ledgers: tuple[Ledger, Ledger, Ledger]
 
 
@@ -68,19 +72,20 @@ def core(
     registry: ProviderRegistry,
     auditing: Auditing,
     new_ledger: Callable[[], Ledger],
+    turns: Pool,
     observe: Observer | None = None,
     clock: Clock = boottime,
 ) -> Core:
     """``new_ledger``: a connection each for loading keys, for changing states and for moving containers: none waits for
-    another.
+    another. ``turns``: connections for taking turns at KMS calls with other workers.
     """
     loads, changes, moves = new_ledger(), new_ledger(), new_ledger()
-    calls = KmsCalls(region, auditing, observe)
+    calls = KmsCalls(region, auditing, turns, observe, longest=registry.settings.limits.budget)
     providers = Providers(registry)
-    states = KeyStates(changes, auditing, clock)
+    states = KeyStates(changes, auditing)
     loader = KeyLoader(region, KeyStore(loads), calls, providers, states, clock)
     keyring = Keyring(loader, clock=clock)
-    return Core(region, calls, providers, states, keyring, Mover(moves, auditing), (loads, changes, moves))
+    return Core(region, calls, providers, states, keyring, Mover(moves, auditing), turns, (loads, changes, moves))
 
 
 def key_plane(
@@ -94,5 +99,7 @@ def key_plane(
     moves = Moves(made.region, bindings, made.keyring, control, jobs, changes, pool)
     rekey = Rekey(made.region, made.keyring, control, jobs, changes, pool, made.mover)
     prober = Prober(changes, pool, made.calls, made.providers, made.states, auditing)
-    watch = Watch(made.keyring, prober, pool, moves.rotate_due, rekey.drop_due)
-    return KeyPlane(made.calls, made.keyring, made.states, bindings, moves, rekey, watch, made.ledgers)
+    watch = Watch(made.keyring, prober, pool, moves.rotate_due, rekey.drop_due, prober.vendor_due)
+    return KeyPlane(
+        made.calls, made.keyring, made.states, bindings, moves, rekey, watch, prober, made.turns, made.ledgers
+    )

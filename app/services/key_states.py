@@ -7,8 +7,8 @@ own credentials' fault, and nobody is shown as revoked for that.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -16,9 +16,10 @@ from uuid import UUID
 import orjson
 
 from app.errors import ConfideError
+from app.identity import new_id
 from app.services.auditing import Auditing
-from app.services.clock import Clock, boottime
 from app.store import bindings as rows
+from app.store import flights
 from app.store.keys import move_key_state
 from app.store.ledger import Ledger, Transaction
 
@@ -49,12 +50,9 @@ def owner_of(tenant: UUID, provider: str, fields: Mapping[str, Any]) -> str:
 class KeyStates:
     """Moves bindings and tenants' key states, with an event for each transition."""
 
-    def __init__(self, ledger: Ledger, auditing: Auditing, clock: Clock = boottime) -> None:
+    def __init__(self, ledger: Ledger, auditing: Auditing) -> None:
         self._ledger = ledger
         self._auditing = auditing
-        self._clock = clock
-        self._denied: deque[tuple[float, str]] = deque()
-        self._marked: deque[tuple[float, UUID, UUID]] = deque()
 
     # ------------------------------------------------------------ what an answer means
 
@@ -64,11 +62,13 @@ class KeyStates:
         Raises ``Unavailable`` where that can't be written.
         """
         owner = owner_of(tenant, binding["provider"], orjson.loads(binding["fields"]))
-        self._denied.append((self._clock(), owner))
+        mark = hashlib.sha256(owner.encode()).digest()
+        async with self._ledger.transaction(tenant) as tx:
+            await flights.note_denial(tx, new_id(), mark, tenant, binding["id"], WINDOW)
         await asyncio.sleep(HOLD)
-        if self._many():
+        if await self._many(tenant):
             self._auditing.alarm("many-denials", tenant=str(tenant), binding=str(binding["id"]), code=code)
-            await self._take_back()
+            await self._take_back(tenant)
             return False
         async with self._ledger.transaction(tenant) as tx:
             before = await rows.move(tx, tenant, binding["id"], "revoked", ["active", "unavailable", "retiring"])
@@ -76,15 +76,22 @@ class KeyStates:
                 await rows.probe_in(tx, tenant, binding["id"], probe_pause())
                 _event(tx, tenant, binding["id"], before, "revoked", code)
             await move_key_state(tx, tenant, "revoked", ["active", "unavailable", "rekeying"])
-        self._marked.append((self._clock(), tenant, binding["id"]))
         return True
 
-    async def _take_back(self) -> None:
+    async def _many(self, tenant: UUID) -> bool:
+        """Whether so many unrelated customers are denied at once, in the whole cell, that it must be us."""
+        async with self._ledger.transaction(tenant) as tx:
+            return await flights.denied_owners(tx, WINDOW) >= MANY
+
+    async def _take_back(self, tenant: UUID) -> None:
         """Who was believed before the many came is shown as serving again. Who is really denied is denied anew."""
-        while self._marked:
-            at, tenant, binding = self._marked.popleft()
-            if at > self._clock() - WINDOW:
-                await self._back(tenant, binding, "own-credentials")
+        try:
+            async with self._ledger.transaction(tenant) as tx:
+                lately = await flights.denied_lately(tx, WINDOW)
+        except ConfideError:
+            return  # the next denial tries again
+        for other, binding in lately:
+            await self._back(other, binding, "own-credentials")
 
     async def unavailable(self, tenant: UUID, binding: Any, code: str) -> None:
         """An outage is shown, and changes nothing else: cached keys serve until their lease ends."""
@@ -114,13 +121,6 @@ class KeyStates:
                     await rows.settle(tx, tenant, BLOCKED)
         except ConfideError:
             pass  # the next probe or load tries again
-
-    def _many(self) -> bool:
-        """Whether so many unrelated customers are denied at once that it must be us."""
-        since = self._clock() - WINDOW
-        while self._denied and self._denied[0][0] < since:
-            self._denied.popleft()
-        return len({owner for _, owner in self._denied}) >= MANY
 
 
 def _event(tx: Transaction, tenant: UUID, binding: UUID, before: str, after: str, code: str) -> None:

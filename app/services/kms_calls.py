@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -13,8 +16,10 @@ import orjson
 from app.crypto.secret import SecretKey
 from app.errors import Unavailable
 from app.identity import new_id
-from app.kms.provider import KeyProvider, KmsCall, KmsError, Unwrapped, WrapContext, Wrapped
+from app.kms.provider import KeyProvider, KmsCall, KmsError, KmsUnavailable, Unwrapped, WrapContext, Wrapped
 from app.services.auditing import Auditing
+from app.store import flights
+from app.store.pool import Pool
 from app.store.statements import Record
 
 Result = TypeVar("Result")
@@ -29,11 +34,19 @@ class Observer(Protocol):
 class KmsCalls:
     """Wraps and unwraps halves, with their audit events in the log of the tenant whose key it is."""
 
-    def __init__(self, region: str, auditing: Auditing, observe: Observer | None = None) -> None:
+    def __init__(
+        self, region: str, auditing: Auditing, turns: Pool, observe: Observer | None = None, *, longest: float = 3.0
+    ) -> None:
+        """``turns``: connections of its own for taking turns with other workers. ``longest``: seconds of a call with
+        all its retries.
+        """
         self._region = region
         self._auditing = auditing
         self._observe = observe
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        self._turns = turns
+        self._longest = longest
+        self._worker = new_id()
         self.in_flight = 0
         self.peak = 0
         """The most calls that were under way at one time in this worker."""
@@ -90,17 +103,37 @@ class KmsCalls:
         context: WrapContext | None = None,
         why: str,
     ) -> Result:
-        """Run one call between its two events; a tenant's calls go one after another.
+        """Run one call between its two events; a tenant's calls go one after another in all workers of the cell.
 
         ``why``: the worker's reason, e.g. load, refresh, probe, check. Raises as ``unwrap`` does.
         """
-        async with self._locks.setdefault(tenant, asyncio.Lock()):
+        async with self._locks.setdefault(tenant, asyncio.Lock()), self._turn(tenant):
             self.in_flight += 1
             self.peak = max(self.peak, self.in_flight)
             try:
                 return await self._call(provider, tenant, operation, run, context, why)
             finally:
                 self.in_flight -= 1
+
+    @asynccontextmanager
+    async def _turn(self, tenant: UUID) -> AsyncIterator[None]:
+        """This worker's turn among all workers. Nobody waits longer than a call may last: that is an outage then.
+
+        A claim outlives its worker by a second at most beyond the longest call. Raises ``KmsUnavailable``,
+        ``Unavailable``.
+        """
+        give_up = time.monotonic() + self._longest
+        pause = 0.005
+        while not await flights.claim(self._turns, tenant, self._worker, self._longest + 1.0):
+            if time.monotonic() >= give_up:
+                raise KmsUnavailable("AnotherWorkerCalls", "another worker's call for this tenant takes too long")
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+            pause = min(pause * 2, 0.05)
+        try:
+            yield
+        finally:
+            with suppress(Unavailable):  # the claim then ends by itself
+                await flights.release(self._turns, tenant, self._worker)
 
     async def _call(
         self,

@@ -14,13 +14,15 @@ import orjson
 
 from app.crypto.keys import wipe
 from app.errors import ConfideError
+from app.identity import NO_UUID
 from app.kms.provider import KmsDenied, KmsError, Wrapped
 from app.services.auditing import Auditing
 from app.services.key_loading import Providers
 from app.services.key_states import KeyStates, probe_pause
 from app.services.kms_calls import KmsCalls
 from app.store import bindings as rows
-from app.store.keys import replace_customer_half, roots_of
+from app.store import flights
+from app.store.keys import replace_customer_half, replace_vendor_half, roots_of
 from app.store.ledger import Ledger
 from app.store.pool import Pool
 
@@ -61,10 +63,10 @@ class Prober:
             *(self._guarded(self._look_for_version, row["tenant_id"], row["id"]) for row in old),
         )
 
-    async def _guarded(self, work: Any, tenant: UUID, binding: UUID) -> None:
+    async def _guarded(self, work: Any, tenant: UUID, which: Any) -> None:
         async with self._slots:
             try:
-                await work(tenant, binding)
+                await work(tenant, which)
             except (ConfideError, KmsError) as error:
                 log.info("a probe failed", extra={"fields": {"tenant": str(tenant), "error": type(error).__name__}})
 
@@ -117,34 +119,58 @@ class Prober:
             detail = {"binding": str(binding), "from": row["kek_version"] or "", "to": version, "roots": len(roots)}
             tx.event(tenant, "key.rotate", orjson.dumps({"kek": provider.kek_uri, "detail": detail}).decode())
 
-    async def _wrap_again(self, tenant: UUID, provider: Any, root: Any) -> None:
+    # ------------------------------------------------------------ has the vendor's?
+
+    async def vendor_due(self) -> None:
+        """Wrap the vendor's halves again that aren't under the current version of the vendor's key.
+
+        One worker asks for the version; whoever it is goes through all tenants, a few at a time. One that dies leaves
+        the rest to whoever asks next. Raises ``Unavailable``.
+        """
+        if not await flights.claim_vendor_look(self._pool, DESCRIBE_SECONDS):
+            return
+        try:
+            provider = self._providers.vendor
+            facts = await self._calls.call(provider, NO_UUID, "describe", provider.describe, why="rotation")
+        except KmsError as error:
+            log.info("the vendor's key isn't known", extra={"fields": {"error": type(error).__name__}})
+            return
+        version, after = facts.current_version, NO_UUID
+        while version is not None:
+            due = await flights.due_vendor_wraps(self._pool, provider.kek_uri, version, after, BATCH)
+            if not due:
+                return
+            await asyncio.gather(*(self._guarded(self._vendor_again, tenant, generation) for tenant, generation in due))
+            after = due[-1][0]
+
+    async def _vendor_again(self, tenant: UUID, generation: int) -> None:
+        async with self._ledger.transaction(tenant) as tx:
+            root = next((each for each in await roots_of(tx, tenant) if each["generation"] == generation), None)
+        if root is not None:
+            await self._wrap_again(tenant, self._providers.vendor, root, "vendor")
+
+    async def _wrap_again(self, tenant: UUID, provider: Any, root: Any, side: str = "customer") -> None:
         """The same half under the KEK's current version; stored once the KMS has shown that it opens it."""
-        generation = root["generation"]
+        generation, old = root["generation"], root[f"{side}_half"]
         held = await self._calls.unwrap(
-            provider,
-            tenant,
-            "customer",
-            generation,
-            root["customer_half"],
-            root["customer_kek_version"],
-            why="rotation",
+            provider, tenant, side, generation, old, root[f"{side}_kek_version"], why="rotation"
         )
         proof = None
         try:
-            fresh: Wrapped = await self._calls.wrap(provider, tenant, "customer", generation, held.key, why="rotation")
+            fresh: Wrapped = await self._calls.wrap(provider, tenant, side, generation, held.key, why="rotation")
             proof = await self._calls.unwrap(
-                provider, tenant, "customer", generation, fresh.ciphertext, fresh.kek_version, why="rotation"
+                provider, tenant, side, generation, fresh.ciphertext, fresh.kek_version, why="rotation"
             )
             if proof.key != held.key:
                 self._auditing.alarm("rewrap", tenant=str(tenant), kek=provider.kek_uri)
                 return
+            new = (fresh.ciphertext, fresh.kek_uri, fresh.kek_version)
             async with self._ledger.transaction(tenant) as tx:
-                await replace_customer_half(
-                    tx,
-                    tenant,
-                    generation,
-                    root["customer_half"],
-                    (fresh.ciphertext, fresh.kek_uri, fresh.kek_version),
-                )
+                if side == "customer":
+                    await replace_customer_half(tx, tenant, generation, old, new)
+                elif await replace_vendor_half(tx, tenant, generation, old, new):
+                    detail = {"half": side, "from": root["vendor_kek_version"], "to": fresh.kek_version}
+                    facts = {"kek": fresh.kek_uri, "trk": generation, "detail": detail}
+                    tx.event(tenant, "key.rotate", orjson.dumps(facts).decode())
         finally:
             wipe(held.key, proof.key if proof is not None else None)

@@ -181,6 +181,23 @@ async def replace_customer_half(
     )
 
 
+async def replace_vendor_half(
+    tx: Transaction, tenant: UUID, generation: int, old: bytes, new: tuple[bytes, str, str]
+) -> bool:
+    """The same half, wrapped anew: (wrapped, KEK URI, version). False where it isn't ``old`` any more."""
+    return bool(
+        await tx.connection.fetchval(
+            "UPDATE confide_keys.root_key SET vendor_half = $4, vendor_kek = $5, vendor_kek_version = $6,"
+            " vendor_wrapped_at = clock_timestamp(), resealed_at = now()"
+            " WHERE tenant_id = $1 AND generation = $2 AND vendor_half = $3 RETURNING true",
+            tenant,
+            generation,
+            old,
+            *new,
+        )
+    )
+
+
 async def move_index_key(tx: Transaction, tenant: UUID, number: int, trk_generation: int, sealed: bytes) -> bool:
     """The same index key, sealed under another root key."""
     return bool(

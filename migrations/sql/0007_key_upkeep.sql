@@ -53,7 +53,7 @@ CREATE FUNCTION confide.claim_flight(p_tenant uuid, p_holder uuid, p_seconds dou
     SELECT EXISTS (SELECT FROM won) $$;
 CREATE FUNCTION confide.release_flight(p_tenant uuid, p_holder uuid) RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = '' AS
-    $$ DELETE FROM confide_keys.kms_flight f WHERE f.tenant_id = p_tenant AND f.holder = p_holder $$;
+    $$ UPDATE confide_keys.kms_flight f SET until = '-infinity' WHERE f.tenant_id = p_tenant AND f.holder = p_holder $$;
 
 -- ---------------------------------------------------------------- denials that many customers see at once
 
@@ -72,7 +72,9 @@ CREATE POLICY owner ON confide_keys.denial_seen TO confide_owner USING (true);
 -- Note one, and forget what is past the window.
 CREATE FUNCTION confide.note_denial(p_id uuid, p_owner bytea, p_tenant uuid, p_binding uuid, p_window double precision)
 RETURNS void LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = '' AS $$
-    DELETE FROM confide_keys.denial_seen d WHERE d.at < pg_catalog.clock_timestamp() - p_window * interval '1 second';
+    DELETE FROM confide_keys.denial_seen d WHERE d.id IN (
+        SELECT o.id FROM confide_keys.denial_seen o
+        WHERE o.at < pg_catalog.clock_timestamp() - p_window * interval '1 second' FOR UPDATE SKIP LOCKED);
     INSERT INTO confide_keys.denial_seen (id, owner, tenant_id, binding_id) VALUES (p_id, p_owner, p_tenant, p_binding)
         ON CONFLICT DO NOTHING $$;
 -- How many unrelated customers were denied within the window.
@@ -87,9 +89,14 @@ CREATE FUNCTION confide.denied_lately(p_window double precision) RETURNS TABLE (
 
 -- ---------------------------------------------------------------- the vendor's key under its current version
 
+-- A provider that doesn't say which version it wrapped with ('aws-managed') is told by when it was: before `changed_at`.
+ALTER TABLE confide_keys.root_key ADD COLUMN vendor_wrapped_at timestamptz NOT NULL DEFAULT now();
 CREATE TABLE confide_keys.vendor_kek (
     singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    described_at timestamptz NOT NULL DEFAULT '-infinity'
+    described_at timestamptz NOT NULL DEFAULT '-infinity',
+    kek          text,
+    version      text,                    -- the current one, as of described_at
+    changed_at   timestamptz NOT NULL DEFAULT '-infinity'
 );
 INSERT INTO confide_keys.vendor_kek DEFAULT VALUES;
 ALTER TABLE confide_keys.vendor_kek ENABLE ROW LEVEL SECURITY;
@@ -103,12 +110,20 @@ CREATE FUNCTION confide.claim_vendor_look(p_seconds double precision) RETURNS bo
     WITH won AS (UPDATE confide_keys.vendor_kek v SET described_at = pg_catalog.clock_timestamp()
                  WHERE v.described_at <= pg_catalog.clock_timestamp() - p_seconds * interval '1 second' RETURNING 1)
     SELECT EXISTS (SELECT FROM won) $$;
+-- What the KMS says is the current version. The first word of a key dates no change.
+CREATE FUNCTION confide.note_vendor_version(p_kek text, p_version text) RETURNS void
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = '' AS $$
+    UPDATE confide_keys.vendor_kek v SET kek = p_kek, version = p_version,
+        changed_at = CASE WHEN v.kek = p_kek AND v.version IS NOT NULL THEN pg_catalog.clock_timestamp() ELSE '-infinity' END
+    WHERE v.kek IS DISTINCT FROM p_kek OR v.version IS DISTINCT FROM p_version $$;
 -- Root keys whose vendor half is wrapped by this key, but not by this version of it.
 CREATE FUNCTION confide.due_vendor_wraps(p_kek text, p_version text, p_after uuid, p_limit integer)
 RETURNS TABLE (tenant_id uuid, generation integer)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
-    SELECT r.tenant_id, r.generation FROM confide_keys.root_key r
-    WHERE r.state <> 'destroyed' AND r.vendor_kek = p_kek AND r.vendor_kek_version <> p_version AND r.tenant_id > p_after
+    SELECT r.tenant_id, r.generation FROM confide_keys.root_key r CROSS JOIN confide_keys.vendor_kek v
+    WHERE r.state <> 'destroyed' AND r.vendor_kek = p_kek AND r.tenant_id > p_after
+      AND CASE WHEN r.vendor_kek_version = 'aws-managed' THEN r.vendor_wrapped_at < v.changed_at
+               ELSE r.vendor_kek_version <> p_version END
     ORDER BY r.tenant_id, r.generation LIMIT p_limit $$;
 
 REVOKE ALL ON confide_keys.kms_flight, confide_keys.denial_seen, confide_keys.vendor_kek FROM confide_service;

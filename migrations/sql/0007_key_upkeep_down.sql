@@ -8,9 +8,10 @@ BEGIN
 END $$;
 DELETE FROM confide_keys.index_key WHERE state = 'retiring' AND retired_at IS NOT NULL;
 DROP FUNCTION confide.due_index_keys, confide.former_answers, confide.claim_flight, confide.release_flight,
-    confide.note_denial, confide.denied_owners, confide.denied_lately, confide.claim_vendor_look,
+    confide.note_vendor_version, confide.note_denial, confide.denied_owners, confide.denied_lately, confide.claim_vendor_look,
     confide.due_vendor_wraps;
 DROP TABLE confide_keys.kms_flight, confide_keys.denial_seen, confide_keys.vendor_kek;
+ALTER TABLE confide_keys.root_key DROP COLUMN vendor_wrapped_at;
 DROP INDEX confide_keys.root_key_by_vendor_version, confide_keys.index_key_retiring;
 ALTER TABLE confide_keys.index_key DROP COLUMN bound, DROP COLUMN retired_at;
 ALTER TABLE confide.container DROP COLUMN index_number;

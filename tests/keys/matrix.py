@@ -22,6 +22,9 @@ HEATS = ("cold", "warm")
 COLD = {"denied": 403, "integrity": 500, "misconfigured": 409}
 """What a request that needs the KMS is answered; 503 for all others."""
 
+FORGET_DENIALS = "SELECT confide.note_denial($1, 'nobody', $1, $1, 0)"
+"""With a window of no length, what was noted before is past it."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -131,7 +134,8 @@ class Matrix:
 
     async def _back(self, tenant: Tenant) -> list[str]:
         """Served again, once the fault is gone. Denials stand for themselves here: nobody else was denied."""
-        self.cell.parts.services.keys.states._denied.clear()
+        async with self.cell.parts.services.ledger.transaction(tenant.id) as tx:
+            await tx.connection.execute(FORGET_DENIALS, tenant.id)
         for _ in range(250):
             self.cell.parts.services.keyring._failures.clear()
             if (await read(tenant, "s")).status_code == 200:
