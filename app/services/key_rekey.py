@@ -25,6 +25,7 @@ from app.services.jobs import Blocked, Job, Jobs
 from app.services.keyring import Keyring
 from app.services.rekey_containers import Mover, Stale
 from app.services.tenant_keys import TenantKeys
+from app.services.unused_keys import sweep
 from app.store import jobs as job_rows
 from app.store import rekey as rows
 from app.store.bindings import settle
@@ -84,12 +85,13 @@ class Rekey:
         while True:
             keys = await self._keyring.acquire(job.tenant)
             if keys.former is None or keys.former.bound is None:
-                return
+                break
             try:
                 if await self._some(job, keys, keys.former.bound):
                     break
             except Stale:
                 self._keyring.discard(job.tenant, at_once=False)
+        await sweep(job, self._ledger)
         if job.done.get("tampered"):
             await job.progress(tampered=0, after=str(NO_UUID))  # once it is let go on, it looks at all of them again
             raise Blocked("tampered")

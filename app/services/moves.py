@@ -37,6 +37,7 @@ from app.services.jobs import Job, Jobs
 from app.services.key_loading import retry_after
 from app.services.keyring import Keyring
 from app.services.tenant_keys import TenantKeys
+from app.services.unused_keys import sweep
 from app.store import bindings as rows
 from app.store import jobs as job_rows
 from app.store import privacy_records as consents
@@ -264,7 +265,7 @@ class Moves:
     # ------------------------------------------------------------ the job: what old generations still open
 
     async def reseal(self, job: Job) -> None:
-        """Re-seal what isn't under the active root key, then empty the root keys that are left with nothing."""
+        """Re-seal what isn't under the active root key; remove container keys and empty root keys that open nothing."""
         fenced = False
         while True:
             keys = await self._keyring.acquire(job.tenant)
@@ -278,6 +279,7 @@ class Moves:
                 fenced = True
             else:
                 break
+        await sweep(job, self._ledger)
         async with job.step() as tx:
             await lock_tenant(tx, job.tenant)
             destroyed = await destroy_roots(tx, job.tenant)
@@ -298,7 +300,8 @@ class Moves:
                 raise Unavailable
             keys.check()
             await store_resealed(tx, job.tenant, keys.active, batch, resealed, renewed)
-            facts = job.facts({"container_keys": len(batch), "new_keys": len(renewed)})
+            ends = {"from": str(batch[0]["container_id"]), "to": str(batch[-1]["container_id"])}
+            facts = job.facts({"container_keys": len(batch), "new_keys": len(renewed), **ends})
             tx.event(job.tenant, "key.rekey", f"{facts[:-1]}{keys.facts()}}}")
 
     def _resealed(self, keys: TenantKeys, row: Any) -> bytes:

@@ -81,3 +81,47 @@ async def store_resealed(
         [generation for _, generation, _ in renewed],
         [sealed for _, _, sealed in renewed],
     )
+
+
+async def unused(tx: Transaction, tenant: UUID, after: UUID, limit: int) -> tuple[list[tuple[UUID, int]], UUID | None]:
+    """Container keys (container, generation) that nothing stored needs, and the last container that was looked at.
+
+    A container's older keys are never written with again, so that what is unused stays unused. ``limit``: containers.
+    """
+    rows = await tx.connection.fetch(
+        "SELECT k.container_id FROM confide.container_key k WHERE k.tenant_id = $1 AND k.container_id > $2"
+        " GROUP BY k.container_id HAVING count(*) > 1 ORDER BY k.container_id LIMIT $3",
+        tenant,
+        after,
+        limit,
+    )
+    several = [row["container_id"] for row in rows]
+    if not several:
+        return [], None
+    found = await tx.connection.fetch(
+        "SELECT k.container_id, k.generation FROM confide.container_key k"
+        " JOIN confide.container c ON c.tenant_id = k.tenant_id AND c.id = k.container_id"
+        " WHERE k.tenant_id = $1 AND k.container_id = ANY($2::uuid[]) AND k.generation < c.ck_generation"
+        " AND k.generation <> c.meta_ck"
+        " AND NOT EXISTS (SELECT FROM confide.context_object o WHERE o.tenant_id = $1"
+        " AND o.container_id = k.container_id AND o.ck_generation = k.generation)"
+        " AND NOT EXISTS (SELECT FROM confide.turn t WHERE t.tenant_id = $1 AND t.container_id = k.container_id"
+        " AND t.ck_generation = k.generation AND t.removed_at IS NULL) ORDER BY 1, 2",
+        tenant,
+        several,
+    )
+    return [(row["container_id"], row["generation"]) for row in found], several[-1]
+
+
+async def drop(tx: Transaction, tenant: UUID, doomed: list[tuple[UUID, int]]) -> int:
+    """Remove container keys. Answers how many there were."""
+    return len(
+        await tx.connection.fetch(
+            "DELETE FROM confide.container_key k USING unnest($2::uuid[], $3::int[]) AS a (container, generation)"
+            " WHERE k.tenant_id = $1 AND k.container_id = a.container AND k.generation = a.generation"
+            " RETURNING k.generation",
+            tenant,
+            [container for container, _ in doomed],
+            [generation for _, generation in doomed],
+        )
+    )

@@ -164,7 +164,8 @@ async def complete(
     generation: int,
     meta: tuple[UUID, bytes, UUID | None, list[UUID]],
 ) -> None:
-    """The container's own names under the new keys, its old keys gone: it stands under index key ``number``.
+    """The container's own names under the new keys: it stands under index key ``number``, and its old keys open
+    nothing.
 
     ``meta``: version, sealed, external tag, label tags.
     """
@@ -188,12 +189,6 @@ async def complete(
         tenant,
         container,
         labels,
-    )
-    await run(
-        "DELETE FROM confide.container_key WHERE tenant_id = $1 AND container_id = $2 AND generation < $3",
-        tenant,
-        container,
-        generation,
     )
 
 

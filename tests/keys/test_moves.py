@@ -234,3 +234,41 @@ async def test_g9_a_key_in_a_foreign_region_or_a_hostile_name_is_refused(cell: C
     assert (await tenant.runtime.get("/v1/keys")).status_code == 403
     assert (await tenant.auditor.get("/v1/keys")).status_code == 200
     assert (await tenant.auditor.post("/v1/keys/seal")).status_code == 403
+
+
+async def test_keys_that_open_nothing_go_and_the_inventory_says_what_is_left(cell: Cell, world: World) -> None:
+    tenant = await cell.tenant()
+    for name in ("quiet", "busy"):
+        await write(tenant, name, 1)
+    await bound(cell, tenant, make_customer(world, "local"))
+    for number in range(2, 6):
+        rotated = await tenant.admin.post("/v1/keys/rotate")
+        assert rotated.status_code == 202, rotated.text
+        await ended(tenant, rotated.json()["job"])
+        await write(tenant, "busy", number)
+    async with cell.parts.services.ledger.transaction(tenant.id) as tx:
+        stored = await tx.connection.fetch(
+            "SELECT k.trk_generation, count(*) AS keys FROM confide.container_key k WHERE k.tenant_id = $1 GROUP BY 1",
+            tenant.id,
+        )
+        containers = await tx.connection.fetchval(
+            "SELECT count(*) FROM confide.container WHERE tenant_id = $1", tenant.id
+        )
+        most = await tx.connection.fetchval(
+            "SELECT max(n) FROM (SELECT count(*) AS n FROM confide.container_key k JOIN confide.container c"
+            " ON c.tenant_id = k.tenant_id AND c.id = k.container_id WHERE k.tenant_id = $1 AND c.kind = 'subject'"
+            " GROUP BY k.container_id) a",
+            tenant.id,
+        )
+    assert containers == 3
+    assert most == 2, "a container that nobody wrote to collects a key with each rotation"
+    generations = (await tenant.admin.get("/v1/keys")).json()["generations"]
+    assert [(each["generation"], each["container_keys"]) for each in generations] == [
+        (row["trk_generation"], row["keys"]) for row in stored
+    ]
+    swept = [e["detail"] for e in await events(tenant, "key.rekey") if "unused_keys" in e["detail"]]
+    assert swept
+    assert all(each["state"] == "destroyed" and each["from"] <= each["to"] for each in swept)
+    gone = [e["detail"]["generation"] for e in await events(tenant, "key.rotate") if e["detail"].get("state")]
+    assert sorted(gone) == [1, 2, 3, 4, 5]
+    assert [await last(tenant, name) for name in ("quiet", "busy")] == [1, 5]
