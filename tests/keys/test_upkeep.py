@@ -16,7 +16,7 @@ import pytest
 
 from app.kms.binding import LocalBinding, TransitBinding
 from app.kms.provider import KmsUnavailable
-from app.services import probes
+from app.services import key_states, probes
 from app.store import flights
 from tests.cell import Cell, Tenant, running_cell
 from tests.keys.customers import World, bound, make_customer
@@ -70,8 +70,9 @@ async def test_a_turn_ends_by_itself_and_nobody_waits_longer_than_a_call_may_las
 
 
 async def test_g5_denials_that_no_worker_sees_alone_are_our_fault_too(
-    two_workers: tuple[Cell, Cell], world: World
+    two_workers: tuple[Cell, Cell], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(key_states, "HOLD", 2.0)  # a slow machine asks six key services no faster
     tenants: list[tuple[Tenant, str]] = []
     for number in range(6):
         tenant = await two_workers[0].tenant(f"t{number}")
