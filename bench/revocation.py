@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import tempfile
 import time
@@ -354,7 +355,7 @@ def show(lines: list[Line], console: Console) -> None:
             ok = times[-1] <= line.limit and max(line.back) < 60
             table.add_row(
                 line.name, str(line.lease or "-"), str(len(times)), str(worker + 1), f"{median(times):.3f}",
-                f"{times[min(len(times) - 1, int(len(times) * 0.95))]:.3f}", f"{times[-1]:.3f}", f"{line.limit:g}",
+                f"{times[math.ceil(len(times) * 0.95) - 1]:.3f}", f"{times[-1]:.3f}", f"{line.limit:g}",
                 f"{median(line.back):.2f}", f"{max(line.back):.2f}", "kept" if ok else "BROKEN",
             )  # fmt: skip
     console.print(table)

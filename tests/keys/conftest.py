@@ -18,7 +18,7 @@ from tests.kms.rigs import AwsWorld, TransitWorld
 
 __all__ = ["authority", "bao", "fake_azure", "ministack"]
 
-_SERVERS = {"ministack", "bao", "fake_azure", "world", "customer", "cell", "two_workers"}
+_SERVERS = {"ministack", "bao", "fake_azure", "world", "customer", "cell", "two_workers", "other_world"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -154,6 +154,13 @@ class AwsCustomer(Customer):
         return Fault(400, json.dumps({"__type": known, "message": "?"})) if known else super().fault(kind)
 
 
+_ELSEWHERE = (
+    'Bearer authorization="https://login.microsoftonline.com/00000000-0000-4000-8000-00000000abcd",'
+    ' resource="https://vault.azure.net"'
+)
+"""A vault that sends us to sign in to another directory than the customer registered."""
+
+
 class AzureCustomer(Customer):
     provider = "azure-key-vault"
 
@@ -206,6 +213,7 @@ class AzureCustomer(Customer):
             "own-credentials": Fault(401, '{"error":{"code":"Unauthorized"}}'),
             "integrity": Fault(400, '{"error":{"code":"BadParameter"}}'),
             "denied": Fault(403, '{"error":{"code":"Forbidden","innererror":{"code":"ForbiddenByRbac"}}}'),
+            "misconfigured": Fault(401, "{}", {"WWW-Authenticate": _ELSEWHERE}),
         }.get(kind)
         return known or super().fault(kind)
 
@@ -245,6 +253,9 @@ class TransitCustomer(Customer):
             "throttled": Fault(429, '{"errors":["request path rate limit quota exceeded"]}', {"Retry-After": "30"}),
             "unknown": Fault(400, '{"errors":["something quite new"]}'),
             "denied": Fault(403, '{"errors":["permission denied"]}'),
+            "own-credentials": Fault(403, '{"errors":["permission denied"]}'),  # to everything: our token is refused
+            "integrity": Fault(400, '{"errors":["cipher: message authentication failed"]}'),
+            "misconfigured": Fault(400, '{"errors":["key type ed25519 does not support decryption"]}'),
         }.get(kind)
         return known or super().fault(kind)
 
@@ -286,6 +297,28 @@ class LocalCustomer(Customer):
 
     def enable(self) -> None:
         self._path.with_suffix(".away").rename(self._path)
+
+    @override
+    def fault(self, kind: str) -> Fault:
+        """A file can be absent, another one, or open to others; there is no service in front of it that could fail."""
+        return {"denied": Fault(), "integrity": Fault(), "misconfigured": Fault()}[kind]
+
+    @override
+    def out(self, kind: str = "unavailable", times: int = 10_000) -> None:
+        self.fault(kind)
+        if kind == "misconfigured":
+            self._path.chmod(0o644)
+            return
+        self.disable()
+        if kind == "integrity":
+            LocalProvider.create(self._path)
+
+    @override
+    def back(self) -> None:
+        if self._path.with_suffix(".away").exists():
+            self._path.unlink(missing_ok=True)
+            self.enable()
+        self._path.chmod(0o600)
 
 
 _KINDS = {kind.provider: kind for kind in (AwsCustomer, AzureCustomer, TransitCustomer, LocalCustomer)}

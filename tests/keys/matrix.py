@@ -19,6 +19,11 @@ KINDS = (
 )  # fmt: skip
 ACTIONS = ("create", "first read", "refresh", "write", "rotate")
 HEATS = ("cold", "warm")
+NOT_SHOWN = {
+    # A key file has no service in front of it that could be out, slow, too busy, or refuse our credentials.
+    "local": ("unavailable", "throttled", "silence", "cut", "unknown", "own-credentials"),
+}
+"""What a provider can't do; everything else is run."""
 COLD = {"denied": 403, "integrity": 500, "misconfigured": 409}
 """What a request that needs the KMS is answered; 503 for all others."""
 
@@ -39,6 +44,7 @@ def cases(providers: tuple[str, ...], kinds: tuple[str, ...] = KINDS) -> list[Ca
         Case(provider, kind, action, heat)
         for provider in providers
         for kind in kinds
+        if kind not in NOT_SHOWN.get(provider, ())
         for action in ACTIONS
         for heat in HEATS
         if not (action == "first read" and heat == "warm") and not (action == "refresh" and heat == "cold")
@@ -54,12 +60,9 @@ class Matrix:
         self.made: dict[str, tuple[Tenant, Customer, str]] = {}
 
     async def run(self, case: Case) -> list[str]:
-        """What didn't hold; empty if all is well. A fault that a provider can't show is left out."""
+        """What didn't hold; empty if all is well."""
         tenant, customer, binding = await self._of(case.provider)
-        try:
-            customer.fault(case.kind)
-        except KeyError:
-            return []
+        customer.fault(case.kind)
         if case.heat == "warm":
             assert (await read(tenant, "s")).status_code == 200
         else:

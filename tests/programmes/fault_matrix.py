@@ -1,7 +1,8 @@
 """All of the fault matrix: ``python tests/programmes/fault_matrix.py``. Takes some minutes; ``make test`` runs a part.
 
-Every error kind × (create, first read, refresh, write, rotate) × (cold, warm) × (AWS KMS, Azure Key Vault, Transit), on
-a real PostgreSQL and the emulators.
+Every error kind × (create, first read, refresh, write, rotate) × (cold, warm) × (AWS KMS, Azure Key Vault, Transit, a
+key file), on a real PostgreSQL and the emulators. A first read is cold and a refresh warm by what they are; a key file
+shows three of the nine kinds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> int:
     environment = os.environ | {"CONFIDE_TEST_FULL_MATRIX": "1"}
-    command = [sys.executable, "-m", "pytest", "tests/keys/test_fault_matrix.py", "-q", *sys.argv[1:]]
+    command = [sys.executable, "-m", "pytest", "tests/keys/test_fault_matrix.py", "-q", "-s", *sys.argv[1:]]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
