@@ -47,9 +47,12 @@ def _add_export(parser: Parser) -> None:
 
 
 def _add_verify(parser: Parser) -> None:
-    parser.description = "Verifies an export without the service; app/audit/verify.py does the same as a single file."
+    parser.description = (
+        "Verifies an export, or an evidence archive (ZIP), without the service. For exports app/audit/verify.py does"
+        " the same as a single file."
+    )
     parser.epilog = "exit status: 0 verified; 1 tampering or a mismatch; 2 nothing can be said; 3 incomplete"
-    parser.add_argument("export", metavar="EXPORT", help="the export file")
+    parser.add_argument("export", metavar="EXPORT", help="the export file, or the evidence archive")
     parser.add_argument("--key", action="append", required=True, metavar="VKEY", help="verifier key; may be repeated")
     parser.add_argument("--checkpoint", metavar="LAST", help="file with the last checkpoint that you kept")
     parser.add_argument("--origin", default="", help="the log that you expect")
@@ -131,7 +134,10 @@ def _size_of(path: Path) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     from app.audit import verify as verifier  # noqa: PLC0415
+    from app.cli import audit_evidence  # noqa: PLC0415
 
+    if audit_evidence.is_archive(args.export):
+        return audit_evidence.verify(args.export, args.key, as_json=args.json)
     arguments = [args.export, "--origin", args.origin, "--clock-tolerance", args.clock_tolerance]
     arguments += [part for one in args.key for part in ("--key", one)]
     arguments += ["--checkpoint", args.checkpoint] if args.checkpoint else []

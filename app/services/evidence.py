@@ -26,8 +26,10 @@ from app.store.privacy_records import dropped
 MOMENT: Final = timedelta(microseconds=1)
 READ_ME: Final = (
     "Each .note is a signed note (C2SP signed-note, Ed25519): its second line is the evidence as canonical JSON.\n"
-    "verifier.txt has the public key, checkpoint.txt the audit log's signed checkpoint. To verify the log itself,\n"
-    "export it (GET /v1/audit/export) and run:\n"
+    "verifier.txt has the public key, checkpoint.txt the audit log's signed checkpoint. Compare the key with the one\n"
+    "that you were given, and verify this archive as it is:\n"
+    '  confide audit verify confide-evidence.zip --key "$(cat verifier.txt)"\n'
+    "To verify the log itself, export it (GET /v1/audit/export) and run:\n"
     '  confide audit verify EXPORT --key "$(cat verifier.txt)" --checkpoint checkpoint.txt\n'
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +58,19 @@ class Statement(msgspec.Struct, forbid_unknown_fields=True):
     sub_processors: list[SubProcessor] = msgspec.field(default_factory=list)
     documents: list[Document] = msgspec.field(default_factory=list)
     changes: list[Change] = msgspec.field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises TrustFileError for a change that would take effect before its notice period has passed."""
+        for each in self.changes:
+            try:
+                notice = date.fromisoformat(each.effective) - date.fromisoformat(each.announced)
+            except ValueError:
+                raise TrustFileError("CONFIDE_TRUST_FILE: announced and effective are days, e.g. 2026-03-01") from None
+            if notice < timedelta(days=self.notice_days):
+                raise TrustFileError(
+                    f"CONFIDE_TRUST_FILE: the change of {each.announced} takes effect before its notice of"
+                    f" {self.notice_days} days has passed"
+                )
 
 
 class TrustFileError(ValueError):
@@ -127,7 +140,9 @@ def load_statement(path: Path | None) -> Statement:
     if path is None:
         return Statement()
     try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Statement)
+        found = msgspec.yaml.decode(path.read_bytes(), type=Statement)
+        found.check()
+        return found
     except OSError:
         raise TrustFileError("CONFIDE_TRUST_FILE names a file that can't be read") from None
     except msgspec.DecodeError as error:

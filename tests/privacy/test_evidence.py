@@ -6,12 +6,14 @@ import io
 import json
 import zipfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from app.audit.checkpoint import Checkpoint, VerifierKey
+from app.__main__ import main
+from app.audit.checkpoint import Checkpoint, Signer, VerifierKey
 from app.identity import new_id
 from app.services.attesting import open_document
 from app.services.evidence_controls import CONTROLS
@@ -166,6 +168,45 @@ async def test_evidence_is_signed_and_verifies_offline_with_its_checkpoint(cell:
         summary = json.loads(archive.read("summary.json"))
     assert {each["result"] for each in summary.values()} <= {"kept", "empty", "not-evidenced"}
     assert (await tenant.runtime.get("/v1/evidence/archive", params=period)).status_code == 403
+
+
+async def test_the_archive_verifies_with_one_command_and_every_change_of_it_is_found(
+    cell: Cell, tenant: Tenant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await healthy(cell, tenant)
+    period = {
+        "from": (datetime.now(UTC) - timedelta(hours=1)).isoformat(),
+        "to": (datetime.now(UTC) + timedelta(minutes=1)).isoformat(),
+    }
+    whole = (await tenant.auditor.get("/v1/evidence/archive", params=period)).content
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    key = files["verifier.txt"].decode().strip()
+
+    def verified(changed: dict[str, bytes | None], vkey: str = key) -> int:
+        path = tmp_path / "evidence.zip"
+        with zipfile.ZipFile(path, "w") as made:
+            for name, content in (files | changed).items():
+                if content is not None:
+                    made.writestr(name, content)
+        status = main(["audit", "verify", str(path), "--key", vkey, "--json"])
+        assert json.loads(capsys.readouterr().out)["verified"] is (status == 0)
+        return status
+
+    assert verified({}) == 0
+    note = files["controls/cc6.1.note"]
+    assert verified({"controls/cc6.1.note": note.replace(b'"result":"kept"', b'"result":"empt"')}) == 1
+    assert verified({"controls/cc6.1.note": files["controls/cc6.2.note"]}) == 1  # signed, but as another's
+    assert verified({"summary.json": files["summary.json"].replace(b"not-evidenced", b"kept")}) == 1
+    assert verified({"checkpoint.txt": b""}) == 1
+    assert verified({"controls/p8.note": None, "summary.json": without(files["summary.json"], "p8")}) == 3
+    stranger = Signer("confide.local/eu-central-1/audit", bytes(32)).verifier.text()
+    assert verified({}, stranger) == 1
+    assert main(["audit", "verify", str(tmp_path / "evidence.zip"), "--key", "no key"]) == 2
+
+
+def without(summary: bytes, name: str) -> bytes:
+    return json.dumps({each: told for each, told in json.loads(summary).items() if each != name}).encode()
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))
