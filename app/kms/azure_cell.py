@@ -20,6 +20,7 @@ from azure.core.pipeline.policies import AsyncRedirectPolicy, AsyncRetryPolicy
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.core.rest import AsyncHttpResponse, HttpRequest
 from azure.identity.aio import ClientAssertionCredential, ClientSecretCredential
+from azure.keyvault.keys._shared import http_challenge_cache
 from azure.keyvault.keys.aio import KeyClient
 
 from app.kms.azure_names import vault_host
@@ -187,6 +188,8 @@ class AzureCell:
             response: AsyncHttpResponse = await self._client(host, identity).send_request(request)
             await response.read()
         except ChallengeRefused:
+            # The SDK keeps a vault's challenge for the whole process: one that we refuse must not stay.
+            http_challenge_cache.remove_challenge_for_url(f"https://{host}/")
             raise KmsMisconfigured(
                 "ChallengeTenant", "the vault belongs to another Entra tenant than the registered one", alarm=True
             ) from None

@@ -154,13 +154,6 @@ class AwsCustomer(Customer):
         return Fault(400, json.dumps({"__type": known, "message": "?"})) if known else super().fault(kind)
 
 
-_ELSEWHERE = (
-    'Bearer authorization="https://login.microsoftonline.com/00000000-0000-4000-8000-00000000abcd",'
-    ' resource="https://vault.azure.net"'
-)
-"""A vault that sends us to sign in to another directory than the customer registered."""
-
-
 class AzureCustomer(Customer):
     provider = "azure-key-vault"
 
@@ -206,6 +199,20 @@ class AzureCustomer(Customer):
     def served(self) -> Any:
         return self.world.azure
 
+    @override
+    def out(self, kind: str = "unavailable", times: int = 10_000) -> None:
+        """Misconfigured: the vault sends us to sign in to another directory than the customer registered."""
+        if kind == "misconfigured":
+            self.vault.challenge_tenant = str(uuid4())
+            self.world.azure.tokens.clear()
+        else:
+            super().out(kind, times)
+
+    @override
+    def back(self) -> None:
+        super().back()
+        self.vault.challenge_tenant = None
+
     def fault(self, kind: str) -> Fault:
         known = {
             "throttled": Fault(429, '{"error":{"code":"Throttled"}}', {"Retry-After": "30"}),
@@ -213,7 +220,7 @@ class AzureCustomer(Customer):
             "own-credentials": Fault(401, '{"error":{"code":"Unauthorized"}}'),
             "integrity": Fault(400, '{"error":{"code":"BadParameter"}}'),
             "denied": Fault(403, '{"error":{"code":"Forbidden","innererror":{"code":"ForbiddenByRbac"}}}'),
-            "misconfigured": Fault(401, "{}", {"WWW-Authenticate": _ELSEWHERE}),
+            "misconfigured": Fault(),  # no answer to a call: the vault's own challenge, see out()
         }.get(kind)
         return known or super().fault(kind)
 

@@ -153,6 +153,8 @@ async def test_a_vault_of_another_entra_tenant_gets_no_token(customer: AzureRig)
         await customer.provider().describe(uuid4())
     assert refused.value.code == "ChallengeTenant"
     assert customer.fake.token_requests == before
+    customer.vault.challenge_tenant = None
+    await customer.provider().describe(uuid4())  # the refused challenge is not remembered
 
 
 @pytest.mark.parametrize("resource", ["https://evil.example", "https://graph.microsoft.com", "https://azure.net.evil"])
