@@ -17,8 +17,10 @@ from app import __version__
 from app.api import (
     api_keys,
     audit,
+    audit_retention,
     audit_streams,
     batch,
+    cell_audit,
     containers,
     context,
     enrolment,
@@ -92,7 +94,9 @@ RESOURCES: Final = (
     keys,
     jobs,
     audit,
+    audit_retention,
     audit_streams,
+    cell_audit,
     privacy_routes,
 )
 """Each module declares its ``ROUTES``."""

@@ -62,11 +62,13 @@ async def events(services: Services, request: Request, _body: None) -> Answer:
         purpose=asked["purpose"],
         after=(datetime.fromisoformat(place[0]), UUID(place[1])) if place is not None else None,
     )
-    found, last = await services.audit_log.query(request.caller, query, trace_of(request))
+    found, last, dropped = await services.audit_log.query(request.caller, query, trace_of(request))
     body = b'{"events":[' + b",".join(found) + b"]"
     if last is not None:
         cursor = cursors.seal(services, request, [format_time(last.time), str(last.id)])
         body += b',"cursor":' + msgspec.json.encode(cursor)
+    if dropped:
+        body += b',"dropped":' + msgspec.json.encode(dropped)
     return Answer(200, body + b"}", JSON)
 
 

@@ -12,15 +12,32 @@ from msgspec import Meta
 from app.api.schemas import In, Out
 
 
+class DroppedOut(Out):
+    """A range of leaves whose events retention dropped; ``end`` is the first leaf that isn't of it."""
+
+    epoch: int
+    first: int
+    end: int
+    events: int
+    oldest: datetime
+    newest: datetime
+    dropped_at: datetime
+
+
 class EventsOut(Out):
-    """Events with the field names of docs/format-audit.md, in canonical form."""
+    """Events with the field names of docs/format-audit.md, in canonical form. ``dropped`` is there where retention has
+    dropped events of the period that was asked for.
+    """
 
     events: list[dict[str, Any]]
     cursor: str | None = None
+    dropped: list[DroppedOut] = msgspec.field(default_factory=list)
 
 
 class SummaryOut(Out):
-    """Counts by value. An event that lacks a field is in none of that field's counts."""
+    """Counts by value. An event that lacks a field is in none of that field's counts, and one that was ``dropped`` at
+    the end of its retention is in none at all.
+    """
 
     from_: datetime = msgspec.field(name="from")
     to: datetime
@@ -30,6 +47,7 @@ class SummaryOut(Out):
     principal: dict[str, int] = msgspec.field()
     outcome: dict[str, int] = msgspec.field()
     day: dict[str, int] = msgspec.field()
+    dropped: list[DroppedOut] = msgspec.field(default_factory=list)
 
 
 class CountOut(Out):

@@ -17,6 +17,7 @@ from app.cli.output import FAILED, OK, CommandError, Subparsers, emit
 
 Parser = argparse.ArgumentParser
 _AUDITOR: Final = "CONFIDE_AUDITOR_KEY"
+_OPERATOR: Final = "CONFIDE_OPERATOR_KEY"
 _CHUNK: Final = 1 << 20
 _EXPORT_SECONDS: Final = 120
 
@@ -32,7 +33,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 
 def _add_export(parser: Parser) -> None:
-    parser.description = f"Downloads an export from CONFIDE_URL with the key in {_AUDITOR}."
+    parser.description = (
+        f"Downloads an export from CONFIDE_URL with the key in {_AUDITOR}; with --cell, of the cell's own log with the"
+        f" operator's key in {_OPERATOR}."
+    )
+    parser.add_argument("--cell", action="store_true", help="the cell's own log, for operators")
     parser.add_argument("file", type=Path, metavar="FILE", help="where to write it; replaced when it is complete")
     parser.add_argument("--from", dest="since", metavar="TIME", help="events at this time or later (RFC 3339)")
     parser.add_argument("--to", dest="until", metavar="TIME", help="events before this time")
@@ -102,8 +107,9 @@ def export(args: argparse.Namespace) -> int:
     if args.checkpoint is not None:
         query["known"] = _size_of(args.checkpoint)
     asked = urlencode({name: value for name, value in query.items() if value is not None})
+    path, name = ("/v1/cell/audit/export", _OPERATOR) if args.cell else ("/v1/audit/export", _AUDITOR)
     request = urllib.request.Request(  # noqa: S310  http or https, as base_url checks
-        f"{base_url()}/v1/audit/export?{asked}", headers={"Authorization": f"Bearer {key(_AUDITOR)}"}
+        f"{base_url()}{path}?{asked}", headers={"Authorization": f"Bearer {key(name)}"}
     )
     draft = args.file.with_name(f".{args.file.name}.{os.getpid()}")
     size, tail = 0, b""

@@ -23,6 +23,7 @@ from app.services.audit_signing import Signing
 from app.services.auditing import Trace
 from app.services.control import check
 from app.store import audit_query, audit_tree
+from app.store.audit_retention import dropped
 from app.store.audit_tree import NO_HASH, Connection
 
 PAGE: Final = 2048
@@ -89,6 +90,8 @@ class AuditExports:
     async def _range(self, connection: Connection, tenant: UUID, row: Any, wanted: Wanted, event: UUID) -> _Range:
         epoch, size = row["epoch"], row["size"]
         stored = await audit_tree.span(connection, tenant, epoch, wanted.since, wanted.until, size)
+        if stored is None and await dropped(connection, tenant, wanted.since, wanted.until):
+            raise NotFound("The events of that period were dropped at the end of their retention.")
         if stored is None:
             raise NotFound("The log has no stored event of that period.")
         first, end = stored

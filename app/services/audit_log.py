@@ -13,11 +13,13 @@ from app.errors import NotFound, TenantSuspended, Unauthenticated
 from app.identity import Caller
 from app.services.access import Access
 from app.services.audit_events import entry_of, event_of
+from app.services.audit_retention import shown as shown_range
 from app.services.auditing import Auditing, Trace
 from app.services.control import check, with_detail
 from app.store import audit_query as rows
 from app.store.audit_pool import AuditPool
 from app.store.audit_query import FILTERS, Query
+from app.store.audit_retention import dropped
 from app.store.audit_tree import Connection
 from app.store.statements import Record
 
@@ -89,8 +91,12 @@ class AuditLog:
         self._region = region
         self._reading = reading
 
-    async def query(self, caller: Caller, query: Query, trace: Trace) -> tuple[list[bytes], Found | None]:
-        """Canonical JSON of up to ``query.limit`` events, and the place to go on behind if there are more."""
+    async def query(
+        self, caller: Caller, query: Query, trace: Trace
+    ) -> tuple[list[bytes], Found | None, list[dict[str, Any]]]:
+        """Canonical JSON of up to ``query.limit`` events, the place to go on behind if there are more, and what
+        retention dropped of the period.
+        """
         used = [name for name in FILTERS if getattr(query, name) is not None]
         wide = replace(query, limit=query.limit + 1)
         async with self._reading.act(caller, trace, "audit.query", snapshot=True, filters=",".join(used)) as (
@@ -102,10 +108,12 @@ class AuditLog:
                 Found(row["time"], row["id"], entry_of(row, self._region)[1])
                 for row in await rows.tail(connection, wide)
             ]
+            gone = await dropped(connection, query.tenant, query.since, query.until)
             found.sort(key=lambda one: (one.time, one.id), reverse=query.newest_first)
             shown = found[: query.limit]
             detail["events"] = len(shown)
-        return [one.entry for one in shown], shown[-1] if len(found) > query.limit else None
+        last = shown[-1] if len(found) > query.limit else None
+        return [one.entry for one in shown], last, [shown_range(row) for row in gone]
 
     async def summary(self, caller: Caller, since: datetime, until: datetime, trace: Trace) -> dict[str, Any]:
         """Counts by action, purpose, principal, outcome and day; an event without the field counts nowhere there."""
@@ -117,9 +125,11 @@ class AuditLog:
             for row in await rows.summary(connection, caller.tenant, since, until):
                 if row["value"] is not None:
                     counted[row["dimension"]][row["value"]] = row["events"]
+            gone = await dropped(connection, caller.tenant, since, until)
             total = sum(counted["outcome"].values())
             detail["events"] = total
-        return {"from": since, "to": until, "events": total} | counted
+        answer: dict[str, Any] = {"from": since, "to": until, "events": total} | counted
+        return answer | ({"dropped": [shown_range(row) for row in gone]} if gone else {})
 
     async def counts(self, caller: Caller, since: datetime, until: datetime, trace: Trace) -> list[dict[str, Any]]:
         """An operator's view: how many sealed events of which kind each tenant has."""

@@ -16,6 +16,7 @@ from app.services.audit_erasable import Erasables
 from app.services.audit_export import AuditExports
 from app.services.audit_log import AuditLog, AuditReading
 from app.services.audit_receivers import Receivers
+from app.services.audit_retention import AuditRetention
 from app.services.audit_signing import Signing
 from app.services.audit_tree import AuditTree
 from app.services.audit_witness import Witness
@@ -24,6 +25,8 @@ from app.services.control import ControlPlane
 from app.services.sealer import Sealer
 from app.services.streams import Streams
 from app.store.audit_pool import STALLED, AuditPool, audit_connector
+from app.store.connection import connector
+from app.store.ledger import Ledger
 
 SEED_FILE: Final = "audit.seed"
 
@@ -51,6 +54,7 @@ class AuditParts:
     exports: AuditExports
     streams: Streams
     erasables: Erasables
+    retention: AuditRetention
     signing: Signing
     sealer: Sealer
     pools: tuple[AuditPool, ...]
@@ -61,6 +65,7 @@ class AuditParts:
     async def close(self) -> None:
         await self.sealer.close()
         await self.streams.close()
+        await self.retention.close()
         for pool in self.pools:
             await pool.close()
 
@@ -80,7 +85,13 @@ def audit_parts(
     reading = AuditReading(reads, auditing, access)
     receivers = Receivers(private=options.private_receivers, authorities=options.receiver_authorities)
     streams = Streams(options.region, control, signs, signing, auditing, receivers, options.stream_key)
-    sealer = Sealer(options.region, leads, signing, auditing, also=streams.push)
+    retention = AuditRetention(control, Ledger(connector(options.database_url)), auditing)
+
+    async def also() -> None:
+        await streams.push()
+        await retention.work()
+
+    sealer = Sealer(options.region, leads, signing, auditing, also=also)
     for attribute, metric in vars(sealer.metrics).items():
         setattr(metrics, attribute, metric)
     return AuditParts(
@@ -89,6 +100,7 @@ def audit_parts(
         AuditExports(reading, signing),
         streams,
         Erasables(reading.pool),
+        retention,
         signing,
         sealer,
         (reads, signs),

@@ -93,7 +93,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Months with events that some tenant's retention has passed, oldest first; dates alone, no tenant.
+-- Months that have their events, oldest first.
 CREATE FUNCTION confide_audit.months() RETURNS SETOF date
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
     SELECT to_date(substr(c.relname, 7), 'YYYYMM') FROM pg_catalog.pg_inherits i
@@ -101,15 +101,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
     WHERE i.inhparent = 'confide_audit.event'::regclass AND c.relname ~ '^event_[0-9]{6}$'
     ORDER BY 1 $$;
 
--- Days of the journal that have a partition of their own, oldest first.
-CREATE FUNCTION confide_audit.journal_days() RETURNS SETOF date
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
-    SELECT to_date(substr(c.relname, 9), 'YYYYMMDD') FROM pg_catalog.pg_inherits i
-    JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-    WHERE i.inhparent = 'confide_audit.journal'::regclass AND c.relname ~ '^journal_[0-9]{8}$'
-    ORDER BY 1 $$;
-
-REVOKE EXECUTE ON FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months,
-    confide_audit.journal_days FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months,
-    confide_audit.journal_days TO confide_service;
+REVOKE EXECUTE ON FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months
+    TO confide_service;

@@ -1,6 +1,5 @@
 -- Undoes 0008_audit_leader.sql. What retention dropped stays dropped.
-DROP FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months,
-    confide_audit.journal_days;
+DROP FUNCTION confide_audit.drop_event_partition, confide_audit.month_ranges, confide_audit.months;
 DROP TABLE confide_audit.dropped;
 ALTER TABLE confide_audit.sealer DROP COLUMN term, DROP COLUMN lease_until, DROP COLUMN locked;
 
