@@ -217,7 +217,7 @@ async def radius(
     window: tuple[datetime, datetime], cuts: Sequence[tuple[UUID, datetime]] = (),
 ) -> list[Any]:  # fmt: skip
     """``cuts``: moments of tenants between which openings are counted apart (``periods``, from 0)."""
-    await tx.connection.execute("SET LOCAL statement_timeout = '60s'")
+    await tx.connection.execute("SET LOCAL statement_timeout = '120s'")
     return list(
         await tx.connection.fetch(
             "SELECT * FROM confide.blast_radius($1, $2, $3, $4, $5, $6, $7, $8) ORDER BY tenant_id, first_at",

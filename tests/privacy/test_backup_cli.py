@@ -1,4 +1,4 @@
-"""``confide backup`` and ``confide restore`` as an operator calls them; the migration, down and up."""
+"""``confide backup`` and ``confide restore`` as an operator calls them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from app.__main__ import main
 from app.services.journal_horizon import begin
 from app.store.cell import make_database, name_region
-from app.store.migrate import current, downgrade, upgrade
 from tests.cell import REGION
 from tests.conftest import with_database
 
@@ -53,12 +52,3 @@ async def drop(postgres: str, name: str) -> None:
     connection = await asyncpg.connect(postgres)
     await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await connection.close()
-
-
-def test_the_migration_goes_down_and_up_again(empty_database: str) -> None:
-    upgrade(empty_database)
-    newest = current(empty_database)
-    downgrade(empty_database, "0003")
-    assert current(empty_database) == "0003"
-    upgrade(empty_database)
-    assert current(empty_database) == newest

@@ -63,7 +63,7 @@ def judged(log: list[Transition], moment: datetime) -> str:
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(LOG, st.integers(0, 99))
 def test_the_key_state_of_each_moment_is_what_the_log_says_up_to_it(
     drawn: list[tuple[int, str, str]], minute: int

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.services.detections import AT_ONCE, LOOK_BACK, OPENING_WINDOW, window_ends
@@ -207,6 +207,7 @@ async def test_what_happened_while_nobody_looked_is_looked_at_later(cell: Cell, 
 NOW = datetime(2026, 3, 29, 1, tzinfo=UTC)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.timedeltas(timedelta(0), timedelta(days=40)))
 def test_windows_of_a_look_leave_nothing_out(behind: timedelta) -> None:
     mark, reached = NOW - behind, []

@@ -155,11 +155,11 @@ def own(path: Path, like: Path) -> None:
 @pytest.mark.timeout(240)
 async def test_g8_what_was_erased_stays_erased_after_a_physical_restore(tmp_path: Path) -> None:
     original, restored, state = tmp_path / "original", tmp_path / "restored", tmp_path / "state"
-    with EmbeddedPostgres.start(original) as server:
+    with EmbeddedPostgres.start(original, durable=False) as server:
         connection = await asyncpg.connect(server.superuser_url())
         await connection.execute("ALTER SYSTEM SET max_wal_senders = 4")
         await connection.close()
-    with EmbeddedPostgres.start(original) as server:
+    with EmbeddedPostgres.start(original, durable=False) as server:
         with (original / "data" / "pg_hba.conf").open("a") as access:
             access.write("host replication all 127.0.0.1/32 scram-sha-256\n")
         connection = await asyncpg.connect(server.superuser_url())
@@ -176,7 +176,7 @@ async def test_g8_what_was_erased_stays_erased_after_a_physical_restore(tmp_path
     shutil.copytree(tmp_path / "backup" / backup.BASE, restored / "data")
     shutil.copy(original / "superuser.password", restored / "superuser.password")
     own(restored, original / "data")
-    with EmbeddedPostgres.start(restored) as server:
+    with EmbeddedPostgres.start(restored, durable=False) as server:
         url = server.superuser_url("confide")
         assert await erased_rows(url, story) == 3
         done = await replay_deletions(settings_of(url, state))
