@@ -15,8 +15,12 @@ import orjson
 
 from app.services.audit_events import entry_of
 from app.store import audit_check as rows
+from app.store.audit_check import Range
 from app.store.audit_pool import AuditPool
+from app.store.audit_tree import Connection
 
+EVERY: Final = 1000
+"""Containers that are held in memory at one time, with what the log says of them."""
 ERASED: Final = frozenset({"session.delete", "retention.expire", "privacy.erasure"})
 REMOVED_TURNS: Final = frozenset({"turns.pop", "turns.clear"})
 
@@ -94,33 +98,44 @@ def _replayed(steps: Iterable[tuple[int, int, dict[str, Any]]]) -> _Expected:
     return expected
 
 
-async def cross_check(pool: AuditPool, tenant: UUID, region: str) -> Report:
-    """One snapshot of a tenant's rows and log. Reads ids and numbers; opens nothing."""
-    log, report = _Log(), Report()
+async def cross_check(pool: AuditPool, tenant: UUID, region: str, every: int = EVERY) -> Report:
+    """One snapshot of a tenant's rows and log, ``every`` containers at a time. Reads ids and numbers; opens nothing."""
+    report = Report()
     async with pool.transaction(tenant, snapshot=True) as tx:
         connection = tx.connection
         report.complete = await rows.first_leaf(connection, tenant) in {0, None}
-        async for entry in rows.sealing_events(connection, tenant):
-            log.add(orjson.loads(entry))
-        for row in await rows.tail(connection, tenant):
-            log.add(entry_of(row, region)[0])
-        stored = {str(row["id"]): row for row in await rows.containers(connection, tenant)}
-        objects: dict[str, dict[str, str]] = {}
-        for row in await rows.objects(connection, tenant):
-            objects.setdefault(str(row["container_id"]), {})[str(row["id"])] = str(row["version"])
-        turns: dict[str, dict[int, bool]] = {}
-        for row in await rows.turns(connection, tenant):
-            turns.setdefault(str(row["container_id"]), {})[row["number"]] = row["living"]
-    expected = log.replay()
-    report.events, report.containers = log.events, len(stored)
-    for container in sorted(stored.keys() | expected.keys()):
-        found = _container(container, expected.get(container), stored.get(container), complete=report.complete)
-        if not found and container in stored and container in expected:
-            wanted = expected[container]
-            found = _objects(container, wanted, objects.get(container, {}), complete=report.complete)
-            found += _turns(container, wanted, stored[container]["turn_head"], turns.get(container, {}))
-        report.findings += found
+        tail = [(row["container"], entry_of(row, region)[0]) for row in await rows.tail(connection, tenant)]
+        for within in await rows.ranges(connection, tenant, every):
+            await _check_range(connection, tenant, within, tail, report)
     return report
+
+
+async def _check_range(
+    connection: Connection, tenant: UUID, within: Range, tail: list[tuple[UUID, dict[str, Any]]], report: Report
+) -> None:
+    log, (first, beyond) = _Log(), within
+    async for entry in rows.sealing_events(connection, tenant, within):
+        log.add(orjson.loads(entry))
+    for container, event in tail:
+        if (first is None or container >= first) and (beyond is None or container < beyond):
+            log.add(event)
+    stored = {str(row["id"]): row for row in await rows.containers(connection, tenant, within)}
+    objects: dict[str, dict[str, str]] = {}
+    for row in await rows.objects(connection, tenant, within):
+        objects.setdefault(str(row["container_id"]), {})[str(row["id"])] = str(row["version"])
+    turns: dict[str, dict[int, bool]] = {}
+    for row in await rows.turns(connection, tenant, within):
+        turns.setdefault(str(row["container_id"]), {})[row["number"]] = row["living"]
+    expected = log.replay()
+    report.events += log.events
+    report.containers += len(stored)
+    for name in sorted(stored.keys() | expected.keys()):
+        found = _container(name, expected.get(name), stored.get(name), complete=report.complete)
+        if not found and name in stored and name in expected:
+            wanted = expected[name]
+            found = _objects(name, wanted, objects.get(name, {}), complete=report.complete)
+            found += _turns(name, wanted, stored[name]["turn_head"], turns.get(name, {}))
+        report.findings += found
 
 
 def _container(container: str, expected: _Expected | None, stored: Any, *, complete: bool) -> list[Finding]:
