@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from app.api.dispatch import Api, ApiSettings
 from app.api.table import BodyLimits
@@ -26,6 +26,7 @@ from app.assembly import Parts, assemble, private_dir, routes_of
 from app.config import CLIENT_VARIABLES, ConfigError, Settings, load
 from app.errors import ConfideError
 from app.observability.logs import RequestLog, configure
+from app.services.ending import end
 from app.services.replay_deletions import Replayed, replay
 from app.services.services import Services
 from app.store.cell import MAKE_PARTITIONS, CellError, standing
@@ -119,7 +120,7 @@ async def serving(parts: Parts) -> AsyncIterator[None]:
         parts.services.access.start()
         stack.push_async_callback(parts.services.access.close)
         task = asyncio.create_task(_keep_partitions(parts.services.ledger), name="partitions")
-        stack.push_async_callback(_cancel, task)
+        stack.push_async_callback(end, task)
         stack.push_async_callback(parts.services.jobs.ledger.close)
         stack.push_async_callback(parts.services.privacy.ledger.close)
         parts.services.keys.start()
@@ -163,11 +164,6 @@ async def _keep_partitions(ledger: Ledger) -> None:
             await make_partitions(ledger)
         except ConfideError as error:
             log.error("no partition could be made", extra={"fields": {"error": type(error).__name__}})
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 def application() -> Api:

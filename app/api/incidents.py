@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import UUID
 
 from msgspec import Meta, field
 
+from app.api.audit_schemas import Url
 from app.api.control_schemas import LIMIT, Aware, check_times
 from app.api.http import Answer, Request, json_answer
+from app.api.rules import Schema, one_of, shape
 from app.api.schemas import In, Out
 from app.api.table import LOCATION, QueryParam, ResponseDoc, Route
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound, TenantSuspended
@@ -23,7 +25,9 @@ Words = Annotated[str, Meta(max_length=4000, description="Sealed; shown to opera
 
 
 class IncidentIn(In):
-    """``detected_at``: when a potential breach was detected, not when it was confirmed. The clock starts there."""
+    """``detected_at``: when a potential breach was detected, not when it was confirmed: not in the future. The clock
+    starts there.
+    """
 
     kind: Annotated[str, Meta(pattern="^[a-z][a-z-]{0,62}$")]
     detected_at: Aware
@@ -33,6 +37,10 @@ class IncidentIn(In):
 class EntryIn(In):
     """A note, or a new phase; ``closed`` ends it."""
 
+    also: ClassVar[Schema | None] = {
+        "anyOf": [shape(given=("phase",)), shape(given=("words",), words={"minLength": 1})]
+    }
+
     phase: Literal["investigating", "confirmed", "contained", "recovered", "dismissed", "closed"] | None = None
     words: Words = ""
 
@@ -40,13 +48,23 @@ class EntryIn(In):
 class NoticeIn(In):
     """``customer`` needs the tenants to tell; ``authority`` records that it was told."""
 
+    also: ClassVar[Schema | None] = one_of(
+        shape(given=("tenants",), audience={"const": "customer"}, tenants={"minItems": 1}),
+        shape(audience={"const": "authority"}, tenants={"maxItems": 0}),
+    )
+
     audience: Literal["customer", "authority"]
     tenants: Annotated[list[UUID], Meta(max_length=1000)] = field(default_factory=list)
     words: Words = ""
 
 
 class ScopeIn(In):
-    """What leaked or is feared to have: any of principal, API key and key generation, in a window of time."""
+    """What leaked or is feared to have: any of principal, API key and key generation, in a window of time.
+
+    ``since`` is before ``until``.
+    """
+
+    also: ClassVar[Schema | None] = one_of(shape(absent=("generation",)), shape(given=("generation", "tenant")))
 
     since: Aware
     until: Aware
@@ -57,9 +75,9 @@ class ScopeIn(In):
 
 
 class ContactIn(In):
-    """Where notices go: an https address, and the region in which the receiver stands."""
+    """Where notices go, and the region in which the receiver stands."""
 
-    url: Annotated[str, Meta(min_length=9, max_length=2048)]
+    url: Url
     region: Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$")]
 
 
