@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.config import all_fields
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOCKS = ["requirements.lock", "requirements-embedded.lock", "requirements-dev.lock", "requirements-bench.lock"]
 DOCKERFILE = (CHECKOUT / "Dockerfile").read_text()
@@ -105,6 +107,18 @@ def test_every_variable_of_the_container_files_is_documented() -> None:
     used = set(re.findall(r"\bCONFIDE_[A-Z_]+", DOCKERFILE + COMPOSE_TEXT))
     assert used
     assert [name for name in sorted(used) if name not in documented] == []
+
+
+def test_every_variable_of_the_container_files_is_a_setting() -> None:
+    known = {item.metadata["env"] for item in all_fields()}
+    given = {name for service in SERVICES.values() for name in service.get("environment", {}) if "CONFIDE" in name}
+    given |= {name for stage in stages() for kind, value in stage if kind == "ENV" for name in _variables(value)}
+    assert len(given) > 8
+    assert given - known == set()
+
+
+def _variables(value: str) -> list[str]:
+    return re.findall(r"\b(CONFIDE_[A-Z_]+)=", value)
 
 
 @pytest.mark.parametrize("lock", LOCKS)
