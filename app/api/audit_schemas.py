@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -103,13 +103,15 @@ class ConsistencyOut(Out):
 # ---------------------------------------------------------------- streams
 
 
+_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_URL: Final = f'^https://{_LABEL}([.]{_LABEL})+(:(443|8443))?([/?][!"$-~]*)?$'
 Url = Annotated[
     str,
     Meta(
         min_length=9,
         max_length=2048,
         description="https, a public address or name, port 443 or 8443; no credentials, no fragment.",
-        extra_json_schema={"format": "uri", "pattern": "^https://[a-z0-9][a-z0-9.-]*(:(443|8443))?(/[!-~]*)?$"},
+        extra_json_schema={"format": "uri", "pattern": _URL},
     ),
 ]
 

@@ -25,7 +25,8 @@ from app.errors import InvalidRequest
 
 TIMEOUT_SECONDS: Final = 10.0
 MAX_URL: Final = 2048
-_HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
+_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
 
 class NotDelivered(Exception):
@@ -114,7 +115,7 @@ class Receivers:
             raise NotDelivered("timeout") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError):
             raise NotDelivered("certificate") from None
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError, UnicodeError):  # the last: a name that no resolver takes
             raise NotDelivered("unreachable") from None
 
     def _client(self) -> aiohttp.ClientSession:

@@ -104,7 +104,7 @@ class Streams:
             row = await rows.get(act.tx.connection, caller.tenant, stream)
             if row is None:
                 raise NotFound
-        body = orjson.dumps({"test": True, "stream": stream}) + b"\n"
+        body = orjson.dumps({"test": True, "stream": str(stream)}) + b"\n"
         try:
             await self._post(row, body, f"{stream}.test.{new_id()}", {"Confide-Test": "true"})
         except NotDelivered as error:

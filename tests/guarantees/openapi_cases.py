@@ -37,7 +37,7 @@ def complete(case: Case, stock: Stock) -> dict[str, str]:
         case.body = _integers(case.body)
     if "cursor" in case.query or (operation in _LISTS and "before" in case.query):
         _cursor(case, stock)
-    if "from" in case.query and operation != "prove_audit_consistency":
+    if "from" in case.query and not operation.startswith("prove_audit_consistency"):
         _period(case.query)
     if "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = stock.name("once")
@@ -228,13 +228,18 @@ def _receiver(case: Case, _: Stock) -> None:
     case.body |= {"url": RECEIVER, "region": REGION}
 
 
+def _log(case: Case, stock: Stock) -> str:
+    """An event of the log that the route is of; there is a checkpoint over it."""
+    return stock.cell_event if "/cell/" in case.operation.path else stock.event
+
+
 def _inclusion(case: Case, stock: Stock) -> None:
-    case.query["event"] = stock.event
+    case.query["event"] = _log(case, stock)
 
 
 def _consistency(case: Case, stock: Stock) -> None:
     """From a size that the log has had to one that it has reached."""
-    assert stock.event
+    assert _log(case, stock)
     case.query |= {"from": 1} | ({"to": 1} if "to" in case.query else {})
     _epoch(case, stock)
 
@@ -245,7 +250,7 @@ def _epoch(case: Case, _: Stock) -> None:
 
 
 def _export_log(case: Case, stock: Stock) -> None:
-    assert stock.event
+    assert _log(case, stock)
     case.query.pop("first", None)
     case.query |= {"from": "2000-01-01T00:00:00Z", "to": "2199-01-01T00:00:00Z"}
     _epoch(case, stock)
@@ -334,6 +339,8 @@ RULES: dict[str, Any] = {
     "get_evidence": _year,
     "get_evidence_archive": _year,
 }
+for _name in [name for name in RULES if "_audit_" in name and name != "create_audit_stream"]:
+    RULES[f"{_name}_of_cell"] = RULES[_name]
 for _kind in ("session", "subject", "app"):
     RULES[f"delete_{_kind}_objects"] = _one_name
     RULES[f"put_{_kind}_object"] = _put

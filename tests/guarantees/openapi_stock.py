@@ -148,10 +148,17 @@ class Stock:
 
     @cached_property
     def event(self) -> str:
-        """An event that is in the tree."""
-        self.call("auditor", "GET", "/v1/audit/proof/consistency?from=1")
-        found = self.call("auditor", "GET", "/v1/audit/events?order=oldest&limit=1")
-        return str(found["events"][0]["id"])
+        """An event that is in the tenant's tree."""
+        return self._event("auditor", "/v1/audit")
+
+    @cached_property
+    def cell_event(self) -> str:
+        """One that is in the cell's."""
+        return self._event("operator", "/v1/cell/audit")
+
+    def _event(self, role: str, path: str) -> str:
+        self.call(role, "GET", f"{path}/proof/consistency?from=1")
+        return str(self.call(role, "GET", f"{path}/events?order=oldest&limit=1")["events"][0]["id"])
 
     @staticmethod
     def ahead() -> str:

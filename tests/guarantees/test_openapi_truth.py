@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +45,10 @@ from tests.conftest import temporary_database
 from tests.guarantees.openapi_cases import RULES, complete
 from tests.guarantees.openapi_stock import TERMS, Stock
 
+FUZZ = "CONFIDE_FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("CONFIDE_FUZZ_EXAMPLES", "5"))
+WELL_FORMED = 60
+"""So many systematic well-formed requests an operation gets in a short run; of further ones, each eighth."""
 SEED = 20_240_601
 
 APART = {
@@ -178,6 +182,18 @@ def _named(operation: str) -> FilterSet:
     return chosen
 
 
+_sent: Counter[str] = Counter()
+
+
+def _spared(case: schemathesis.Case) -> bool:
+    """Whether a short run leaves this one out: a body of many parts has hundreds of well-formed shapes."""
+    if FUZZ or case.meta is None or not case.meta.generation.mode.is_positive:
+        return False
+    _sent[case.operation.label] += 1
+    number = _sent[case.operation.label]
+    return number > WELL_FORMED and number % 8 != 0
+
+
 schemathesis.openapi.format("cidr", _networks())
 schemathesis.openapi.format("date-time", _times())
 schema = _schema()
@@ -192,6 +208,8 @@ def test_requests_made_from_the_document_meet_it(case: schemathesis.Case, runnin
     route answers without an API key.
     """
     definition = case.operation.definition.raw
+    if _spared(case):
+        return
     stock = running.stock(definition)
     own = complete(case, stock)
     roles = definition.get("x-confide-roles")
