@@ -104,14 +104,14 @@ class ConsistencyOut(Out):
 
 
 _LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_URL: Final = f'^https://{_LABEL}([.]{_LABEL})+(:(443|8443))?([/?][!"$-~]*)?$'
+_URL: Final = f"^https://{_LABEL}([.]{_LABEL})+(:(443|8443))?([/?][A-Za-z0-9._~:/?@!$&'()*+,;=%-]*)?$"
 Url = Annotated[
     str,
     Meta(
         min_length=9,
         max_length=2048,
         description="https, a public address or name, port 443 or 8443; no credentials, no fragment.",
-        extra_json_schema={"format": "uri", "pattern": _URL},
+        extra_json_schema={"pattern": _URL},
     ),
 ]
 

@@ -33,6 +33,10 @@ class NotDelivered(Exception):
     """The receiver didn't take it. The text is a code for the stream's health: it holds nothing of the receiver's."""
 
 
+# RFC 3986: what may stand in a path and a query, but for brackets.
+_REST: Final = re.compile(r"[A-Za-z0-9._~:/?@!$&'()*+,;=%-]*", re.ASCII)
+
+
 def is_public(address: str) -> bool:
     """Whether a receiver may stand there: no loopback, private, special or link-local one (cloud metadata)."""
     try:
@@ -54,7 +58,8 @@ def check_url(url: str, *, private: bool) -> None:
     if parts.scheme != "https" or not host or parts.username is not None or parts.fragment or len(url) > MAX_URL:
         raise InvalidRequest("A receiver needs an https URL without credentials and fragment.", "url")
     literal = ":" in host or (re.fullmatch(r"[0-9a-fx.]+", host) is not None and host.rpartition(".")[2][:1].isdigit())
-    if not url.isascii() or not url.isprintable() or not (literal or _HOST.fullmatch(host)):
+    plain = url.isprintable() and _REST.fullmatch(parts.path + parts.query)  # urlsplit drops line breaks and tabs
+    if not plain or not (literal or _HOST.fullmatch(host)):
         raise InvalidRequest("The receiver's URL is malformed.", "url")
     if private:
         return
