@@ -131,8 +131,8 @@ async def sealed(connection: Connection, query: Query) -> list[Any]:
 
 
 async def _naming(connection: Connection, query: Query, where: _Where) -> list[Any]:
-    """Events that name an object: from the side table in its order, each event by its id. The planner would rather scan
-    the events where it takes the object for a common one; OFFSET keeps it from that.
+    """Events that name an object: from the side table in its order, each event by its id. OFFSET fixes that order of
+    doing, however common the planner takes the object to be.
     """
     named = _Where(where.arguments)
     named.also("o.object = {}", query.object)
