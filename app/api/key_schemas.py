@@ -18,20 +18,34 @@ Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 Region = Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$", description="As the KMS names it.")]
 
 
-_AWS: Final = ("key_arn", "role_arn")
-_VAULT: Final = ("vault_name", "key_name", "key_version", "managed_hsm")
-_AZURE: Final = (*_VAULT, "key_url", "entra_tenant_id", "client_id")
-_TRANSIT: Final = ("endpoint", "key_name", "mount")
-_EVERY: Final = tuple(dict.fromkeys((*_AWS, *_AZURE, *_TRANSIT, "name")))
-_GUID: Final[Schema] = {"pattern": "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"}
+def _form(pattern: str, most: int = 2048) -> Meta:
+    """A text's form, for the document: the service looks closer, and says what to give instead."""
+    return Meta(min_length=1, max_length=2048, extra_json_schema={"pattern": pattern, "maxLength": most})
+
+
 _UUID: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_HOST: Final = "(?=[A-Za-z0-9-]{3,24}[.])[A-Za-z](-?[A-Za-z0-9])+[.](vault|managedhsm)[.]azure[.]net"
+_KeyArn = Annotated[str, _form(f"^arn:aws[a-z-]{{0,12}}:kms:[a-z0-9-]+:[0-9]{{12}}:key/({_UUID}|mrk-[0-9a-f]{{32}})$")]
+_RoleArn = Annotated[
+    str, _form("^arn:aws[a-z-]{0,12}:iam::[0-9]{12}:role/([A-Za-z0-9+=,.@_-]{1,64}/){0,8}[A-Za-z0-9+=,.@_-]{1,64}$")
+]
+_Vault = Annotated[str, _form("^[A-Za-z](-?[A-Za-z0-9]){2,23}$", 24)]
+_KeyUrl = Annotated[
+    str,
+    _form(
+        "^https://[A-Za-z](-?[A-Za-z0-9]){2,11}[.](vault|managedhsm)[.]azure[.]net/keys/[A-Za-z0-9-]{1,127}(/[0-9a-f]{32})?$"
+    ),
+]
+_AZURE_KEY: Final[Schema] = {"pattern": "^[A-Za-z0-9-]{1,127}$"}
+_TRANSIT_KEY: Final[Schema] = {"pattern": "^[A-Za-z0-9]([A-Za-z0-9_-]{0,98}[A-Za-z0-9])?$"}
+_KeyVersion = Annotated[str, _form("^[0-9a-f]{32}$")]
+_Guid = Annotated[str, _form("^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$")]
+_FileName = Annotated[str, _form("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
 
-def _of(provider: str, own: tuple[str, ...], needed: tuple[str, ...], **fields: Schema) -> Schema:
-    """The fields of one provider's binding. The service looks closer, and says what to give instead."""
-    others = tuple(name for name in _EVERY if name not in own)
-    return shape(given=needed, absent=others, provider={"const": provider}, **fields)
+def _of(provider: str, *needed: str, more: tuple[str, ...] = (), **fields: Schema) -> Schema:
+    """The fields of one provider's binding."""
+    names = ["provider", *needed, *more]
+    return shape(present=needed, provider={"const": provider}, **fields) | {"propertyNames": {"enum": names}}
 
 
 class BindingIn(In):
@@ -43,57 +57,34 @@ class BindingIn(In):
     """
 
     also: ClassVar[Schema | None] = one_of(
-        _of(
-            "aws-kms",
-            _AWS,
-            _AWS,
-            key_arn={"pattern": f"^arn:aws[a-z-]{{0,12}}:kms:[a-z0-9-]+:[0-9]{{12}}:key/({_UUID}|mrk-[0-9a-f]{{32}})$"},
-            role_arn={
-                "pattern": "^arn:aws[a-z-]{0,12}:iam::[0-9]{12}:role/([A-Za-z0-9+=,.@_-]{1,64}/){0,8}"
-                "[A-Za-z0-9+=,.@_-]{1,64}$"
-            },
-        ),
+        _of("aws-kms", "key_arn", "role_arn"),
         _of(
             "azure-key-vault",
-            (*_VAULT, "entra_tenant_id", "client_id"),
-            ("vault_name", "key_name", "entra_tenant_id"),
-            vault_name={"pattern": "^[A-Za-z](-?[A-Za-z0-9]){2,23}$", "maxLength": 24},
-            key_name={"pattern": "^[A-Za-z0-9-]{1,127}$"},
-            key_version={"pattern": "^[0-9a-f]{32}$"},
-            entra_tenant_id=_GUID,
-            client_id=_GUID,
+            "vault_name",
+            "key_name",
+            "entra_tenant_id",
+            more=("key_version", "client_id", "managed_hsm"),
+            key_name=_AZURE_KEY,
         ),
-        _of(
-            "azure-key-vault",
-            ("key_url", "entra_tenant_id", "client_id"),
-            ("key_url", "entra_tenant_id"),
-            key_url={"pattern": f"^https://{_HOST}/keys/[A-Za-z0-9-]{{1,127}}(/[0-9a-f]{{32}})?$"},
-            entra_tenant_id=_GUID,
-            client_id=_GUID,
-        ),
-        _of(
-            "vault-transit",
-            _TRANSIT,
-            ("endpoint", "key_name"),
-            key_name={"pattern": "^[A-Za-z0-9]([A-Za-z0-9_-]{0,98}[A-Za-z0-9])?$"},
-        ),
-        _of("local", ("name",), ("name",), name={"pattern": "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"}),
-        _of("vendor", (), ()),
+        _of("azure-key-vault", "key_url", "entra_tenant_id", more=("client_id",)),
+        _of("vault-transit", "endpoint", "key_name", more=("mount",), key_name=_TRANSIT_KEY),
+        _of("local", "name"),
+        _of("vendor"),
     )
 
     provider: Text
-    key_arn: Text | UnsetType = UNSET
-    role_arn: Text | UnsetType = UNSET
-    vault_name: Text | UnsetType = UNSET
+    key_arn: _KeyArn | UnsetType = UNSET
+    role_arn: _RoleArn | UnsetType = UNSET
+    vault_name: _Vault | UnsetType = UNSET
     key_name: Text | UnsetType = UNSET
-    key_version: Text | UnsetType = UNSET
-    key_url: Text | UnsetType = UNSET
+    key_version: _KeyVersion | UnsetType = UNSET
+    key_url: _KeyUrl | UnsetType = UNSET
     managed_hsm: bool | UnsetType = UNSET
-    entra_tenant_id: Text | UnsetType = UNSET
-    client_id: Text | UnsetType = UNSET
+    entra_tenant_id: _Guid | UnsetType = UNSET
+    client_id: _Guid | UnsetType = UNSET
     endpoint: Text | UnsetType = UNSET
     mount: Text | UnsetType = UNSET
-    name: Text | UnsetType = UNSET
+    name: _FileName | UnsetType = UNSET
 
 
 class StepOut(Out):
