@@ -198,7 +198,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname LIKE 'confide%' AND c.relkind IN ('r', 'p') ORDER BY 1
 """
 OF_THE_CELL = re.compile(
-    r"confide\.cell|confide_migrations\.schema_version|confide_audit\.(writer|.*(origin|epoch|signer|lead|sealer|state).*)"
+    r"confide\.(cell|detection_mark)|confide_keys\.vendor_kek|confide_migrations\.schema_version|confide_audit\.(writer|.*(origin|epoch|signer|lead|sealer|state).*)"
 )
 
 
