@@ -203,7 +203,7 @@ def _routes(kind: Kind) -> tuple[Route, ...]:
               errors=(*checked, IdempotencyMismatch), **write),
         Route("DELETE", one, _delete(kind), f"delete_{name}_object", "Delete one object",
               {200: ResponseDoc("It is gone.", Removed)},
-              headers=(IF_MATCH, PURPOSE), errors=checked, **write),
+              headers=(IF_MATCH, PURPOSE), errors=(*checked, Conflict), **write),
     )  # fmt: skip
 
 

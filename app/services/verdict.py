@@ -29,7 +29,11 @@ WIPES: Final = frozenset({"suspended", "sealed", "revoked"})
 
 
 def _hold() -> ConfideError:
-    return Conflict('A legal hold stands on this container. Lift the hold first: PATCH it with "hold": false.')
+    return Conflict(
+        "A legal hold stands on this container: nothing in it can be removed, only added and replaced. A runtime lifts"
+        ' its own hold with PATCH and "hold": false; an administrator\'s is released by an administrator: GET'
+        " /v1/privacy/holds, DELETE /v1/privacy/holds/{id}."
+    )
 
 
 _ERRORS: Final[dict[str, Callable[[], ConfideError]]] = {

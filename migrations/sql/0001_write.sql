@@ -127,7 +127,7 @@ BEGIN
                         WHEN a.expired AND NOT a.hold AND a.action <> 'retention.expire' THEN 'absent'
                         WHEN (a.action = 'retention.expire') AND (a.hold OR NOT a.expired) THEN 'hold'
                         WHEN a.hold AND EXISTS (SELECT FROM unnest(o_target, o_type) AS o (target, type)
-                                                WHERE o.target = a.n AND o.type = 'erase') THEN 'hold'
+                                                WHERE o.target = a.n AND o.type NOT IN ('put', 'turn')) THEN 'hold'
                         WHEN a.ck IS NOT NULL AND a.is_ck + (a.new_key IS NOT NULL)::int <> a.ck THEN 'key'
                         WHEN a.expected <> a.is_commit THEN 'commit'
                         WHEN a.head <> a.is_head THEN 'head'
