@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from app.store.migrate import run_script
 
 revision = "0008"
-# The newest one below this: numbers are handed out ahead, and not every one is taken.
-down_revision = max(name[:4] for each in Path(__file__).parent.glob("0*.py") if (name := each.stem) < revision)
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from app.store.migrate import run_script
 
 revision = "0009"
-# The one before, whichever of 0005 to 0008 there are.
-down_revision = max(name[:4] for each in Path(__file__).parent.glob("0*.py") if (name := each.stem) < revision)
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
