@@ -24,6 +24,11 @@ _REF: Final = "#/components/schemas/{name}"
 _UUID_PATTERN: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 _EXAMPLE_ID: Final = "01980a3e-7c1b-7d52-9f0e-2b6a4c8d1e3f"
 _NO_CONTROLS: Final = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+_DESCRIPTION: Final = (
+    "An integer is written without fraction and exponent: 2, not 2.0. A field that is null counts as left out, but for"
+    " `json`, where null is a value. Cursors are given back as they were answered. What a schema can't say (that a time"
+    " lies ahead, that one query parameter excludes another) stands in the descriptions and is answered 422."
+)
 _CONTEXT: Final = frozenset({Scope.CONTEXT_READ, Scope.CONTEXT_WRITE, Scope.CONTEXT_EXPORT})
 
 KEY_ERRORS: Final = (
@@ -53,6 +58,7 @@ def document(routes: Sequence[Route], *, version: str, server_url: str = "/") ->
             "title": "Confide",
             "version": version,
             "summary": "A multi-tenant, sealed and audited store for dialogue context.",
+            "description": _DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": server_url}],
