@@ -29,15 +29,16 @@ class Pool:
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """Rows. Raises ``Unavailable``."""
         async with self._slots:
-            for last in (False, True):
-                connection = self._idle.pop() if self._idle else await self._connect()
+            while True:
+                fresh = not self._idle
+                connection = await self._connect() if fresh else self._idle.pop()
                 try:
                     rows = await connection.fetch(sql, *arguments)
                 except BROKEN as error:
                     connection.terminate()
-                    if last:
+                    if fresh:
                         raise Unavailable from error
-                    continue
+                    continue  # one that broke while it was idle says nothing of the others, nor of the database
                 except asyncpg.PostgresError as error:
                     self._idle.append(connection)
                     log.error("the database refused a statement", extra={"fields": {"sqlstate": error.sqlstate}})
@@ -47,7 +48,6 @@ class Pool:
                     raise
                 self._idle.append(connection)
                 return list(rows)
-        raise Unavailable
 
     async def resolve(self, tenant: UUID, kind: str, container: UUID | None, external: UUID | None) -> list[Any]:
         """The container of that id or external tag, a row for each of its keys; none where there is no such one."""
