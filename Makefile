@@ -111,6 +111,10 @@ fix: $(DEV) ## format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: chaos
+chaos: $(DEV) ## kill -9 every process of a service under load, 20 times: every answer is held against the log and the data
+	@$(BIN)/python -m tests.programmes.chaos $(ARGS)
+
 .PHONY: chaos-audit
 chaos-audit: $(DEV) ## kill -9 workers, sealer and PostgreSQL under load, 50 cycles: nothing acknowledged may be missing
 	@$(BIN)/python -m tests.programmes.audit_crash $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -19,11 +20,36 @@ from app.store.migrate import upgrade
 from tests.cell import running_cell
 from tests.dialogue.calls import session
 from tests.guarantees.test_g3_g7_lanes import proxied
+from tests.programmes.chaos import KNOWN, begin, control, crash, losses
+from tests.programmes.chaos_blindness import blindness
 
 FAREWELL = b"E\x00\x00\x00\x24SFATAL\x00VFATAL\x00C57P01\x00Mfarewell\x00\x00"
 """What PostgreSQL sends to a session that it ends (57P01, admin shutdown)."""
 SEALED = "SELECT count(*) > 0 FROM confide_audit.event"
 WAITS = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'confide%' AND wait_event_type = 'Lock'"
+
+SEED = 1
+CLIENTS = 10
+
+
+@pytest.mark.timeout(300)
+async def test_g3_g7_what_clients_were_told_is_in_the_log_and_there_after_kill_9(tmp_path: Path) -> None:
+    """The control runs over the same service, once its database acknowledges before its log is written."""
+    run = await begin(tmp_path, SEED)
+    try:
+        verdict = await crash(run, 3, CLIENTS, ("worker", "backend", "everything"), many=60)
+        assert [finding for finding in verdict.findings if finding.kind not in KNOWN] == []
+        assert verdict.checked["reads"] > 50
+        assert verdict.checked["writes"] > 50
+        found, missed = blindness(verdict.record, random.Random(SEED))
+        assert missed == []
+        assert len(found) >= 4
+        reads, writes = losses(await control(run, 5, CLIENTS))
+        assert reads > 0, "can't see a read whose event is lost"
+        assert writes > 0, "can't see a lost write"
+        assert await run.service.stop() == []
+    finally:
+        run.service.kill_all()
 
 
 async def test_g7_a_sealer_that_is_told_to_stop_while_its_database_dies_ends(

@@ -73,6 +73,11 @@ class Worker:
                 stderr=log,
             )
 
+    def revive(self) -> None:
+        """One that was started while the database was starting has given up."""
+        if self.process is not None and self.process.poll() is not None:
+            self.start()
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -138,8 +143,8 @@ class Run:
 
     # ------------------------------------------------------------ harm
 
-    async def sealer(self) -> Worker | None:
-        """The worker that leads, found by its connection."""
+    async def sealer(self) -> psutil.Process | None:
+        """The process that leads, found by its connection: a worker, or what it keeps beside itself."""
         connection = await asyncpg.connect(self.database)
         try:
             port = await connection.fetchval(
@@ -150,9 +155,10 @@ class Run:
             await connection.close()
         for worker in self.workers:
             with suppress(psutil.Error):
-                open_ports = {one.laddr.port for one in psutil.Process(worker.process.pid).net_connections()}
-                if port in open_ports:
-                    return worker
+                parent = psutil.Process(worker.process.pid)
+                for process in (parent, *parent.children(recursive=True)):
+                    if port in {one.laddr.port for one in process.net_connections()}:
+                        return process
         return None
 
     async def harm(self, control: bool) -> str:
@@ -161,8 +167,12 @@ class Run:
         )
         victims: list[Worker] = []
         if kind == "sealer":
-            with suppress(OSError, asyncpg.PostgresError):
-                victims = [found for found in [await self.sealer()] if found is not None]
+            with suppress(OSError, asyncpg.PostgresError, psutil.Error):
+                leader = await self.sealer()
+                if leader is None:
+                    kind = "nobody, for no sealer led"
+                else:
+                    leader.kill()
         elif kind == "worker":
             victims = [self.random.choice(self.workers)]
         elif kind == "all":
@@ -174,6 +184,8 @@ class Run:
         await asyncio.sleep(self.random.uniform(0, 0.5))
         for worker in victims:
             worker.start()
+        for worker in self.workers:
+            worker.revive()
         return kind
 
     # ------------------------------------------------------------ judgement
@@ -218,6 +230,8 @@ class Run:
                         return {json.loads(row["entry"])["request"] for row in rows}
                 finally:
                     await connection.close()
+            for worker in self.workers:
+                worker.revive()
             if time.monotonic() > deadline:
                 raise Failed("the sealer didn't catch up")
             await asyncio.sleep(0.1)
