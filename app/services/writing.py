@@ -362,6 +362,7 @@ def _replayed(answer: list[dict[str, Any]], head: Any) -> list[Applied]:
                 [UUID(version) for version in part["merges"]],
                 part["first"],
                 part["last"],
+                inserted=numbers[2],
             )
         )
     return applied

@@ -162,7 +162,7 @@ CREATE TABLE confide.idempotency (
     key_tag     bytea NOT NULL,
     fingerprint bytea NOT NULL,
     answer      bytea NOT NULL,           -- sealed
-    facts       jsonb NOT NULL,           -- what only the database knew: [commit, head] by target, equal puts
+    facts       jsonb NOT NULL,           -- what only the database knew: [commit, head, objects made] by target, equal puts
     created_at  timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, key_tag)
 );

@@ -366,7 +366,8 @@ BEGIN
         INSERT INTO confide.idempotency AS e (tenant_id, key_tag, fingerprint, answer, facts, created_at)
         SELECT c_tenant[r_caller[a.n]], a.idem, a.print, a.answer,
                jsonb_build_object('heads', (
-                   SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head) ORDER BY b.n)
+                   SELECT jsonb_agg(jsonb_build_array(c.commit_number, c.turn_head,
+                                                      cardinality(array_positions(v_made, b.n::int))) ORDER BY b.n)
                    FROM unnest(t_request, t_container) WITH ORDINALITY AS b (request, container, n)
                       LEFT JOIN LATERAL (
                        SELECT e.commit_number, e.turn_head FROM confide.container e
