@@ -1,6 +1,5 @@
 """The context's encoding is injective, and its bytes are fixed."""
 
-import dataclasses
 from uuid import UUID
 
 import pytest
@@ -59,8 +58,8 @@ def test_equal_encodings_mean_equal_contexts(one, other, header, other_header):
 
 @given(CONTEXTS, st.text("ab", min_size=1, max_size=4))
 def test_text_never_slides_from_one_field_to_the_next(context, text):
-    moved = dataclasses.replace(context, region=context.region + text)
-    other = dataclasses.replace(context, content_type=text + context.content_type)
+    moved = context._replace(region=context.region + text)
+    other = context._replace(content_type=text + context.content_type)
     assert len({moved.encode(b""), other.encode(b""), context.encode(text.encode())}) == 3
 
 
@@ -82,7 +81,7 @@ def test_a_number_beyond_64_bits_is_refused(number):
 
 def test_a_context_is_frozen():
     context = SealContext(Domain.TURN, "eu", UUID(int=1), UUID(int=2), UUID(int=3), UUID(int=4), 0, "")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         context.region = "us"
 
 
