@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -48,6 +49,7 @@ class FakeService:
         self.answers: dict[str, tuple[bytes, bytes]] = {}
         self.faults: dict[str, deque[object]] = {"/v1/load": deque(), "/v1/commit": deque(), "turns": deque()}
         self.retry_after = b"0"
+        self.seconds = 0.0  # that each answer takes
         self.calls: Counter[str] = Counter()
         self.commit_keys: list[str] = []
         self.lie: Callable[[schemas_turn.LoadOut], schemas_turn.LoadOut] = lambda answer: answer
@@ -60,6 +62,7 @@ class FakeService:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
+        await asyncio.sleep(self.seconds)
         what = path if path in self.faults else "turns"
         self.calls[what] += 1
         if what == "/v1/commit":

@@ -162,6 +162,7 @@ def test_a_run_that_was_broken_off_goes_on(served, service, made, play):
 
 
 def test_an_interrupted_run_goes_on(served, service, long, play):
+    service.seconds = 0.1  # so that it isn't done before it is interrupted
     running = subprocess.Popen(
         [sys.executable, "-c", PROGRAMME, "replay", long], stderr=subprocess.PIPE, text=True, cwd=CHECKOUT
     )
@@ -171,6 +172,7 @@ def test_an_interrupted_run_goes_on(served, service, long, play):
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=20)
     assert (running.returncode, err) == (130, "interrupted; the same command goes on from here\n")
+    service.seconds = 0.0
     status, report = play(long)
     assert (status, report["found_before"] + report["phases"]["write"]["done"]) == (0, 600)
     assert report["found_before"] >= 20
