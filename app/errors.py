@@ -6,7 +6,7 @@ content, names chosen by clients, secrets or SQL. ``app/api/problems.py`` maps t
     ConfideError
     ├── BadRequest              the request can't be understood
     ├── InvalidRequest          understood, but not valid
-    │   ├── NumberNotRepresentable, IdempotencyMismatch, TooManyItems
+    │   ├── NumberNotRepresentable, IdempotencyMismatch
     ├── Unauthenticated         one and the same for every failure
     ├── Forbidden               role, scope or purpose
     │   ├── TenantSuspended, TenantSealed, KeyAccessDenied
@@ -61,10 +61,6 @@ class NumberNotRepresentable(InvalidRequest):
 
 class IdempotencyMismatch(InvalidRequest):
     detail = "This Idempotency-Key was used within 24 hours for a different request. Use a new key for a new request."
-
-
-class TooManyItems(InvalidRequest):
-    detail = "The request holds too many items."
 
 
 class Unauthenticated(ConfideError):

@@ -30,6 +30,7 @@ from app.errors import (
     IdempotencyMismatch,
     InvalidRequest,
     NotFound,
+    NumberNotRepresentable,
     PreconditionFailed,
     PreconditionRequired,
 )
@@ -200,7 +201,7 @@ def _routes(kind: Kind) -> tuple[Route, ...]:
         Route("PATCH", one, _patch(kind), f"patch_{name}_object", "Merge into a JSON object (RFC 7396)", written,
               body=RawBody(("application/merge-patch+json", "application/json"), "A merge patch (RFC 7396)."),
               limit="object", headers=(IF_MATCH, IDEMPOTENCY_KEY, PURPOSE),
-              errors=(*checked, IdempotencyMismatch), **write),
+              errors=(*checked, IdempotencyMismatch, InvalidRequest, NumberNotRepresentable), **write),
         Route("DELETE", one, _delete(kind), f"delete_{name}_object", "Delete one object",
               {200: ResponseDoc("It is gone.", Removed)},
               headers=(IF_MATCH, PURPOSE), errors=(*checked, Conflict), **write),

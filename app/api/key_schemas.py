@@ -20,7 +20,7 @@ Region = Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$", description="As the KM
 
 def _form(pattern: str, most: int = 2048) -> Meta:
     """A text's form, for the document: the service looks closer, and says what to give instead."""
-    return Meta(min_length=1, max_length=2048, extra_json_schema={"pattern": pattern, "maxLength": most})
+    return Meta(min_length=1, max_length=most, extra_json_schema={"pattern": pattern})
 
 
 _UUID: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"

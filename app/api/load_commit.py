@@ -20,7 +20,15 @@ from app.api.convert import (
 from app.api.http import Answer, Request, json_answer
 from app.api.schemas_turn import AppChanges, CommitIn, CommitOut, LoadIn, LoadOut, SubjectChanges
 from app.api.table import IDEMPOTENCY_KEY, PURPOSE, ResponseDoc, Route
-from app.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, PreconditionFailed, PreconditionRequired
+from app.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    NumberNotRepresentable,
+    PreconditionFailed,
+    PreconditionRequired,
+)
 from app.identity import Kind, Purpose, Scope
 from app.services.changes import Call, Changes, Making, Select, TurnRange, Where
 from app.services.dialogue import Loading
@@ -152,7 +160,14 @@ ROUTES: Final = (
         body=CommitIn,
         limit="envelope",
         headers=(IDEMPOTENCY_KEY, PURPOSE),
-        errors=(NotFound, Conflict, PreconditionFailed, PreconditionRequired, IdempotencyMismatch),
+        errors=(
+            NotFound,
+            Conflict,
+            PreconditionFailed,
+            PreconditionRequired,
+            IdempotencyMismatch,
+            NumberNotRepresentable,
+        ),
         tags=_TAGS,
         request_example={
             "external_id": "call-7281",

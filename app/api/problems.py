@@ -33,7 +33,6 @@ PROBLEMS: Final[Mapping[type[errors.ConfideError], Problem]] = MappingProxyType(
         errors.InvalidRequest: Problem(422, "invalid-request", "Invalid request"),
         errors.NumberNotRepresentable: Problem(422, "number-not-representable", "Number not representable"),
         errors.IdempotencyMismatch: Problem(422, "idempotency-mismatch", "Idempotency key used before"),
-        errors.TooManyItems: Problem(422, "too-many-items", "Too many items"),
         errors.Unauthenticated: Problem(401, "unauthenticated", "Not authenticated"),
         errors.Forbidden: Problem(403, "forbidden", "Forbidden"),
         errors.TenantSuspended: Problem(403, "tenant-suspended", "Tenant suspended"),

@@ -10,7 +10,14 @@ from app.api.convert import call_of, turn_out, turns_in
 from app.api.http import Answer, Request, json_answer
 from app.api.schemas import AppendIn, AppendOut, Count, Number, PopIn, Removed, TurnsOut
 from app.api.table import IDEMPOTENCY_KEY, PURPOSE, QueryParam, ResponseDoc, Route
-from app.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, PreconditionFailed
+from app.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    NumberNotRepresentable,
+    PreconditionFailed,
+)
 from app.identity import Kind, Purpose, Scope
 from app.services.changes import Changes, TurnRange, Where
 from app.services.dialogue import Loading
@@ -74,7 +81,7 @@ ROUTES: Final = (
     Route("POST", _PATH, append_turns, "append_turns", "Append turns",
           {200: ResponseDoc("The numbers that they got.", AppendOut)},
           scope=Scope.CONTEXT_WRITE, body=AppendIn, limit="envelope", headers=(IDEMPOTENCY_KEY, PURPOSE),
-          errors=(NotFound, PreconditionFailed, IdempotencyMismatch),
+          errors=(NotFound, PreconditionFailed, IdempotencyMismatch, NumberNotRepresentable),
           request_example={"turns": [{"json": {"role": "user", "text": "Hello"}}]}, **_COMMON),
     Route("POST", f"{_PATH}/pop", pop_turns, "pop_turns", "Remove the last turns and answer them",
           {200: ResponseDoc("The removed turns, newest first.", TurnsOut)},

@@ -109,6 +109,12 @@ class Stock:
         made = self.call("operator", "POST", "/v1/operator-keys", {"name": self.name("key")})
         return str(made["key"]["id"])
 
+    def retire_bindings(self) -> None:
+        """A tenant has few at a time."""
+        for each in self.call("admin", "GET", "/v1/keys/bindings")["bindings"]:
+            if each["state"] == "pending":
+                self.call("admin", "POST", f"/v1/keys/bindings/{each['id']}/retire")
+
     @cached_property
     def binding(self) -> str:
         return str(self.call("admin", "POST", "/v1/keys/bindings", {"provider": "vendor"})["id"])
