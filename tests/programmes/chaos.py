@@ -50,7 +50,7 @@ ACKNOWLEDGED_A_CYCLE = 300
 PROGRESS_SECONDS = 90.0
 DRAIN_SECONDS = 60.0
 REGION = "eu-central-1"
-READ_LOSS, WRITE_LOSS = {"read-without-event"}, {"write-without-event", "gone"}
+READ_LOSS, WRITE_LOSS = "read-without-event", "write-without-event"
 
 
 @dataclass
@@ -180,9 +180,10 @@ async def control(run: Run, cycles: int, clients: int) -> Verdict:
 
 
 def losses(verdict: Verdict) -> tuple[int, int]:
-    """How many reads and writes were found lost."""
-    kinds = Counter(finding.kind for finding in verdict.findings)
-    return sum(kinds[kind] for kind in READ_LOSS), sum(kinds[kind] for kind in WRITE_LOSS)
+    """How many requests that read and that wrote were found lost, each counted once."""
+    lost = {(finding.kind, finding.text.partition(": ")[0]) for finding in verdict.findings}
+    kinds = Counter(kind for kind, _ in lost)
+    return kinds[READ_LOSS], kinds[WRITE_LOSS]
 
 
 def show(findings: Sequence[Finding], most: int = 5) -> None:
