@@ -165,8 +165,12 @@ async def test_what_is_older_than_seven_days_is_left_out_and_the_log_says_so(
     await create(tenant, receiver)
     await sealed(cell, tenant)
     await cell.parts.services.audit.sealer.close()
-    receiver.taken.clear()
-    async with superuser(cell.url, replica=True) as admin:
+    async with superuser(cell.url, replica=True) as admin, asyncio.timeout(40):
+        size = await admin.fetchval("SELECT size FROM confide_audit.log WHERE tenant_id = $1", tenant.id)
+        while await admin.fetchval("SELECT min(next_leaf) FROM confide_audit.stream") < size:
+            await cell.parts.services.audit.streams.push()  # so that nothing is under way any more
+            await asyncio.sleep(0.05)
+        receiver.taken.clear()
         await admin.execute("SELECT confide_audit.make_event_partitions((now() - interval '9 days')::date)")
         await admin.execute("UPDATE confide_audit.event SET sealed_at = sealed_at - interval '9 days'")
         await admin.execute("UPDATE confide_audit.stream SET next_leaf = 0")

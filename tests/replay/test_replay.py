@@ -23,8 +23,9 @@ from app.cli.replay_report import Bar, Percentiles
 
 CHECKOUT = Path(__file__).parents[2]
 PROGRAMME = """
-import argparse, sys
+import argparse, signal, sys
 from app.cli.replay import add_parser
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 parser = argparse.ArgumentParser(prog="confide")
 add_parser(parser.add_subparsers())
 args = parser.parse_args()
