@@ -12,6 +12,17 @@ import pytest
 from tests.cell import Cell, Tenant, running_cell
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """An id for each operation: of items with one id, which schemathesis makes, pytest-xdist runs a single one."""
+    for item in items:
+        label = getattr(item, "operation_label", None)
+        if label is not None and item.id.params is None:
+            item._id = item.id.with_params(label)
+    if len({item.nodeid for item in items}) != len(items):
+        raise pytest.UsageError("two tests have one id: one of them would not be run")
+
+
 @pytest.fixture
 async def cell(database: str, tmp_path: Path) -> AsyncIterator[Cell]:
     async with running_cell(database, tmp_path / "state") as cell:

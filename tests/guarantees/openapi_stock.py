@@ -6,6 +6,7 @@ completes well-formed requests with what this stock has, and anything destroyed 
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -163,7 +164,11 @@ class Stock:
         return self._event("operator", "/v1/cell/audit")
 
     def _event(self, role: str, path: str) -> str:
-        self.call(role, "GET", f"{path}/proof/consistency?from=1")
+        key = {"Authorization": f"Bearer {self.keys[role]}"}
+        deadline = time.monotonic() + 20
+        while not self._http.get(f"{self.url}{path}/proof/consistency?from=1", headers=key, timeout=30).ok:
+            assert time.monotonic() < deadline, "nothing is sealed"
+            time.sleep(0.2)
         return str(self.call(role, "GET", f"{path}/events?order=oldest&limit=1")["events"][0]["id"])
 
     @staticmethod

@@ -154,6 +154,7 @@ def _schema() -> Any:
     parts = assemble(settings_of("postgresql://nobody@localhost/none", Path(tempfile.gettempdir()) / "none"))
     generation = GenerationConfig(max_examples=EXAMPLES, deterministic=True, with_security_parameters=False)
     project = ProjectConfig(
+        request_timeout=60,  # a log of many thousand events is exported whole
         generation=generation,
         checks=_accepted(),
         operations=OperationsConfig(
@@ -204,7 +205,6 @@ schema = _schema()
 @schema.parametrize()
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # the service does, in a thread beside
 @pytest.mark.timeout(60 + 10 * EXAMPLES)
-@pytest.mark.xdist_group("openapi-truth")
 def test_requests_made_from_the_document_meet_it(case: schemathesis.Case, running: Running) -> None:
     """With all checks: statuses, headers, bodies, refusal of what is malformed, acceptance of what isn't, and that no
     route answers without an API key.
