@@ -18,6 +18,7 @@ import orjson
 
 from app.audit.event import ACTIONS, FIELDS, MAX_ENTRY_BYTES, MAX_INTEGER, format_time
 from app.services.audit_events import entry_of
+from app.store.audit_seal import Encoded
 
 KEPT: Final = 20_000
 _STABLE: Final = frozenset({"principal", "api_key", "role", "purpose", "kek", "kek_version", "trk", "ck", "kind"})
@@ -28,44 +29,6 @@ _TAIL: Final = re.compile(
 )
 _CODE: Final = FIELDS["reason"].rule
 _NOT_ALLOWED: Final = frozenset({"denied", "failed"})
-
-
-@dataclass(slots=True)
-class Encoded:
-    """An event as its table needs it. ``fault``: why it is a replacement (None: it isn't)."""
-
-    id: str
-    time: str
-    action: str
-    outcome: str
-    principal: str | None
-    api_key: str | None
-    container: str | None
-    kek: str | None
-    kms_request_id: str | None
-    purpose: str | None
-    objects: Sequence[str]
-    entry: bytes
-    fault: str | None = None
-
-    @classmethod
-    def of(cls, event: Mapping[str, Any], entry: bytes, fault: str | None = None) -> Encoded:
-        get = event.get
-        return cls(
-            event["id"],
-            event["time"],
-            event["action"],
-            event["outcome"],
-            get("principal"),
-            get("api_key"),
-            get("container"),
-            get("kek"),
-            get("kms_request_id"),
-            get("purpose"),
-            [item for item, _ in get("objects", ())],
-            entry,
-            fault,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ from uuid import UUID
 from app.audit.event import VERSION, encode, format_time, leaf_hash
 from app.audit.merkle import Frontier, ProofError
 from app.identity import new_id
-from app.services.audit_encode import Encoded
 from app.services.audit_signing import Signing, check_extends
 from app.services.audit_witness import Seen
 from app.services.auditing import Auditing
 from app.store import audit_seal as rows
-from app.store.audit_seal import Connection, Grown
+from app.store.audit_seal import Connection, Encoded, Grown
 from app.store.audit_tree import Head, heads
 
 Hold = Callable[[Connection], Awaitable[None]]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -33,8 +33,9 @@ class Waiting:
     time: datetime
 
 
-class Encoded(Protocol):
-    """An event as its columns need it, in text."""
+@dataclass(slots=True)
+class Encoded:
+    """An event as its table needs it. ``fault``: why it is a replacement (None: it isn't)."""
 
     id: str
     time: str
@@ -48,6 +49,26 @@ class Encoded(Protocol):
     purpose: str | None
     objects: Sequence[str]
     entry: bytes
+    fault: str | None = None
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any], entry: bytes, fault: str | None = None) -> Encoded:
+        get = event.get
+        return cls(
+            event["id"],
+            event["time"],
+            event["action"],
+            event["outcome"],
+            get("principal"),
+            get("api_key"),
+            get("container"),
+            get("kek"),
+            get("kms_request_id"),
+            get("purpose"),
+            [item for item, _ in get("objects", ())],
+            entry,
+            fault,
+        )
 
 
 class Leaves:

@@ -46,11 +46,12 @@ def servers_of(state: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if str(state) in " ".join(process.cmdline()) or process.cwd() == str(state / "data"):
+            ours = str(state) in " ".join(process.cmdline()) or process.cwd() == str(state / "data")
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return found
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
