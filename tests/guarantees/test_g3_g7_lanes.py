@@ -289,8 +289,7 @@ async def test_g3_no_database_is_503_with_retry_after_and_recovers_by_itself(dat
         place = await session(tenant.runtime)
         await say(tenant.runtime, place, "before")
         proxy.refuse = True
-        for writer in list(proxy._writers):
-            writer.transport.abort()
+        proxy.abort()
         answers = await asyncio.gather(
             tenant.runtime.get(f"/v1/sessions/{place}/turns"),
             tenant.runtime.post(f"/v1/sessions/{place}/turns", json={"turns": [text("lost")]}),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from contextlib import suppress
 from dataclasses import dataclass, field
+
+from tests.guarantees.relay import Connection, Relay
 
 _SSL_REQUEST = 80_877_103
 _WAITS = (b"S", b"Q")
@@ -87,51 +88,26 @@ class _Session:
             self.open = Exchange()
 
 
-class Wire:
+class Wire(Relay):
     """The proxy. ``exchanges``: every finished one, in the order of their ends."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._target = host, port
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.port = 0
+        super().__init__(host, port)
         self.exchanges: list[Exchange] = []
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await asyncio.sleep(0)
+    def connection(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> Connection:
+        return _Watched(_Session(self), near, far)
 
     def drain(self) -> list[Exchange]:
         found, self.exchanges = self.exchanges, []
         return found
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
-        session = _Session(self)
-        both = {writer, far_writer}
-        self._writers |= both
-        with suppress(OSError):
-            await asyncio.gather(
-                self._pipe(session, reader, far_writer, forth=True),
-                self._pipe(session, far_reader, writer, forth=False),
-            )
-        for each in both:
-            each.transport.abort()
-        self._writers -= both
 
-    @staticmethod
-    async def _pipe(
-        session: _Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, forth: bool
-    ) -> None:
-        while data := await reader.read(65536):
-            session.take(data, forth=forth)
-            writer.write(data)
-            await writer.drain()
-        writer.transport.abort()
+class _Watched(Connection):
+    def __init__(self, session: _Session, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
+        super().__init__(near, far)
+        self._session = session
+
+    async def carry(self, data: bytes, *, forth: bool) -> None:
+        self._session.take(data, forth=forth)
+        await super().carry(data, forth=forth)
