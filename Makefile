@@ -120,7 +120,7 @@ chaos-audit: $(DEV) ## kill -9 workers, sealer and PostgreSQL under load, 50 cyc
 	@$(BIN)/python -m tests.programmes.audit_crash $(ARGS)
 
 .PHONY: chaos-tamper
-chaos-tamper: $(DEV) ## 500 changes of each of eight kinds in a stored log of 20,000 events: the offline verifier finds every one (an hour)
+chaos-tamper: $(DEV) ## 500 changes of each of eight kinds in a stored log of 20,000 events: the offline verifier finds every one (half an hour on two cores)
 	@$(BIN)/python -m tests.programmes.audit_tamper $(ARGS)
 
 .PHONY: lock

@@ -1,11 +1,12 @@
 """Tampers with a stored log at random, as a superuser, and asks the offline verifier after the next checkpoint.
 
-    python -m tests.programmes.audit_tamper [--seed N] [--events 20000] [--each 500] [--contents-every 20]
+    python -m tests.programmes.audit_tamper [--seed N] [--events 20000] [--each 500] [--contents-every 20] [--jobs 2]
 
 The log is sealed and signed by the service's own sealer, the export is the service's, the verifier is the one that
 auditors get, and he holds an older checkpoint. Every mutation happens in a transaction that is rolled back afterwards:
 the sealer goes on with the next event, signs, or starts again where it finds that it must not; then the log is
 exported from the same transaction. Some of the time each event's contents are looked at too (``--contents-every``).
+``--jobs`` processes share the work, each with a PostgreSQL and a log of its own: one for each processor by default.
 
 Exit status: 0 where every mutation was found and its first bad leaf named; 1 otherwise.
 """
@@ -15,12 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import multiprocessing
+import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,7 +34,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.audit.merkle import Frontier, leaf_hash
+from app.audit.merkle import Frontier, cover, leaf_hash
 from app.audit.verify import Report, verify
 from app.embedded import EmbeddedPostgres
 from app.errors import ConfideError, Unavailable
@@ -131,9 +135,8 @@ class Bench:
         moment = await audit_seal.now(self.db)
         sealer._since = self.until - timedelta(minutes=10)
         if not again:
-            frontier = Frontier()
-            frontier.extend([self.log.nodes[0, leaf] for leaf in range(self.log.size)])
-            sealer._heads[self.log.tenant] = audit_seal.Head(self.log.tenant, 1, frontier, moment)
+            edge = Frontier(self.log.size, [self.log.nodes[node] for node in cover(0, self.log.size)])
+            sealer._heads[self.log.tenant] = audit_seal.Head(self.log.tenant, 1, edge, moment)
         async with self.db.transaction():
             await self.db.execute("SET LOCAL ROLE confide_service")
             await sealer.take(self.db)
@@ -317,15 +320,10 @@ async def run(bench: Bench, seed: int, each: int, contents_every: int, *, tell: 
     return wrong
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
-    parser.add_argument("--events", type=int, default=20_000)
-    parser.add_argument("--each", type=int, default=500)
-    parser.add_argument("--contents-every", type=int, default=20)
-    args = parser.parse_args()
+def job(number: int, seed: int, events: int, each: int, contents_every: int) -> dict[str, list[str]]:
+    """A share of the mutations, in a process and on a PostgreSQL of its own."""
     logging.disable(logging.CRITICAL)  # the alarms that every mutation raises
-    print(f"seed {args.seed}, {args.events} events, {args.each} mutations of each kind", flush=True)
+    print(f"job {number}: seed {seed}, {events} events, {each} mutations of each kind", flush=True)
     with tempfile.TemporaryDirectory(prefix="confide-tamper-") as name:
         folder = Path(name)
         with EmbeddedPostgres.start(folder / "postgres", durable=False) as server:
@@ -333,11 +331,35 @@ def main() -> int:
             migrate.upgrade(url)
 
             async def work() -> dict[str, list[str]]:
-                async with prepared(url, folder, args.events, args.seed) as bench:
-                    return await run(bench, args.seed, args.each, args.contents_every)
+                async with prepared(url, folder, events, seed) as bench:
+                    return await run(bench, seed, each, contents_every)
 
-            wrong = asyncio.run(work())
-    return 1 if any(wrong.values()) else 0
+            return asyncio.run(work())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--each", type=int, default=500)
+    parser.add_argument("--contents-every", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    jobs = max(1, min(args.jobs, args.each))
+    shares = [args.each * (n + 1) // jobs - args.each * n // jobs for n in range(jobs)]
+    print(f"seed {args.seed}, {jobs} jobs, {args.each} mutations of each kind", flush=True)
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = [
+            pool.submit(job, n + 1, args.seed + 1_000 * n, args.events, share, args.contents_every)
+            for n, share in enumerate(shares)
+        ]
+        answers = [one.result() for one in waiting]
+    missed = {kind: sum(len(answer[kind]) for answer in answers) for kind in answers[0]}
+    print(f"all jobs, after {time.monotonic() - began:.0f} s:")
+    for kind, count in missed.items():
+        print(f"  {kind:12} {args.each - count} of {args.each} found and named rightly")
+    return 1 if any(missed.values()) else 0
 
 
 if __name__ == "__main__":
