@@ -304,8 +304,9 @@ def _plain(value: Any) -> str | int:
 async def depending(tx: Transaction, tenant: UUID, row: Any) -> dict[str, int]:
     """What would be lost with a binding's key: root keys, and what those still open."""
     bound = None if row["provider"] == VENDOR else row["id"]
-    counts = await rows.dependents(tx, tenant)
-    mine = [root["generation"] for root in await roots_of(tx, tenant) if root["binding_id"] == bound]
+    roots = await roots_of(tx, tenant)
+    counts = await rows.dependents(tx, tenant)  # after the roots: it knows of each of them
+    mine = [root["generation"] for root in roots if root["binding_id"] == bound]
     if row["provider"] == VENDOR and not row["activated_at"]:
         mine = []
     return {

@@ -177,7 +177,9 @@ class KeyLoader:
     ) -> SecretKey | None:
         if root["binding_id"] is None:
             return None
-        binding = stored.bindings[root["binding_id"]]
+        binding = stored.bindings.get(root["binding_id"])
+        if binding is None:  # the tenant has left in this moment, and its keys with it
+            raise NotFound
         if not binding["consented"]:  # the call itself would be the transfer; the watch shows the binding as stopped
             raise KeyAccessDenied
         self._sent(sending)

@@ -83,7 +83,7 @@ class Rekey:
         if not job.done.get("exchanged"):
             await self._exchange(job)
         while True:
-            keys = await self._keyring.acquire(job.tenant)
+            keys = await self._keyring.present(job.tenant, self._ledger)
             if keys.former is None or keys.former.bound is None:
                 break
             try:

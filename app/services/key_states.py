@@ -75,6 +75,8 @@ class KeyStates:
             if before is not None:
                 await rows.probe_in(tx, tenant, binding["id"], probe_pause())
                 _event(tx, tenant, binding["id"], before, "revoked", code)
+            elif not await rows.is_revoked(tx, tenant, binding["id"]):
+                return False  # retired while we asked: its owner may well have disabled it since
             await move_key_state(tx, tenant, "revoked", ["active", "unavailable", "rekeying"])
         return True
 

@@ -24,8 +24,8 @@ from app.kms.provider import KmsError, Wrapped
 from app.services.clock import Clock, boottime
 from app.services.key_loading import IndexKeyExchanged, KeyLoader, KmsOutage, Sending, retry_after
 from app.services.tenant_keys import Former, Seen, TenantKeys
-from app.store.keys import StoredKeys, insert_index_key, insert_root_key
-from app.store.ledger import Transaction
+from app.store.keys import StoredKeys, epoch_of, insert_index_key, insert_root_key
+from app.store.ledger import Ledger, Transaction
 
 LOADS: Final = 16
 """Loads that requests wait for, at one time in a worker, over all tenants."""
@@ -127,6 +127,18 @@ class Keyring:
                 await asyncio.wait([flight.task])  # that call was sent before we asked: it doesn't cover us
                 continue
             return await asyncio.shield(flight.task)
+
+    async def present(self, tenant: UUID, ledger: Ledger) -> TenantKeys:
+        """Keys as they stand now: a job that another worker began goes by no older ones. Raises as ``acquire``.
+
+        A statement that meets keys of an older epoch is refused; a look at what is left would just find nothing.
+        """
+        while True:
+            keys = await self.acquire(tenant)
+            async with ledger.transaction(tenant) as tx:
+                if await epoch_of(tx, tenant) == keys.epoch:
+                    return keys
+            self.discard(tenant, at_once=False)
 
     @asynccontextmanager
     async def borrow(self, tenant: UUID) -> AsyncIterator[tuple[TenantKeys, StoredKeys]]:

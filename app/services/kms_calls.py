@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -23,6 +23,9 @@ from app.store.pool import Pool
 from app.store.statements import Record
 
 Result = TypeVar("Result")
+
+PROVOKED: Final = ("unwrap-foreign", "integrity")
+"""What the doctor does so that it is refused, and how: that is a finding, and no alarm."""
 
 
 class Observer(Protocol):
@@ -178,7 +181,7 @@ class KmsCalls:
         reason = f"kms-{error.kind}"
         await self._auditing.append(Record(tenant, "key.outcome", outcome, orjson.dumps(facts).decode(), reason))
         self._count(provider, operation, error.kind, error.call)
-        if error.alarm:
+        if error.alarm and (operation, error.kind) != PROVOKED:
             self._auditing.alarm(error.kind, provider=provider.name, code=error.code, tenant=str(tenant))
 
     def _count(self, provider: KeyProvider, operation: str, outcome: str, call: KmsCall | None) -> None:

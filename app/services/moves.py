@@ -268,7 +268,7 @@ class Moves:
         """Re-seal what isn't under the active root key; remove container keys and empty root keys that open nothing."""
         fenced = False
         while True:
-            keys = await self._keyring.acquire(job.tenant)
+            keys = await self._keyring.present(job.tenant, self._ledger)
             async with self._ledger.transaction(job.tenant) as tx:
                 batch = await under_other_roots(tx, job.tenant, keys.active, BATCH)
             if batch:

@@ -77,6 +77,11 @@ async def move(tx: Transaction, tenant: UUID, binding: UUID, state: str, from_st
     return str(row["before"]) if row is not None else None
 
 
+async def is_revoked(tx: Transaction, tenant: UUID, binding: UUID) -> bool:
+    row = await get(tx, tenant, binding)
+    return row is not None and row["state"] == "revoked"
+
+
 async def come_back(tx: Transaction, tenant: UUID, binding: UUID) -> tuple[str, str] | None:
     """From revoked or unavailable to active, or to retiring where another binding is current: (old, new) or None."""
     row = await tx.connection.fetchrow(

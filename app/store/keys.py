@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from app.store.ledger import Ledger, Transaction
 
+STORED: Final = (
+    "SELECT t AS tenant, ARRAY(SELECT r FROM confide_keys.root_key r WHERE r.tenant_id = t.id"
+    " AND r.state <> 'destroyed' ORDER BY r.generation) AS roots,"
+    " ARRAY(SELECT i FROM confide_keys.index_key i WHERE i.tenant_id = t.id AND i.state <> 'destroyed'"
+    " ORDER BY i.number DESC) AS indexes FROM confide.tenant t WHERE t.id = $1"
+)
+"""One statement, so that it sees one state: of a key that rules since a moment ago, everything or nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredKeys:
-    """Rows of one tenant. ``bindings`` by id: those that a root key depends on. ``pending``: the next index key, at the
-    moment of its exchange; ``former``: those before the active one, newest first.
+    """Rows of one tenant. ``index``: the active one; none where the tenant is gone. ``bindings`` by id: those that a
+    root key depends on. ``pending``: the next index key, at the moment of its exchange; ``former``: those before the
+    active one, newest first.
     """
 
     tenant: Any
@@ -32,19 +41,11 @@ class KeyStore:
     async def load(self, tenant: UUID) -> StoredKeys | None:
         """All that unwrapping needs, or None where there is no such tenant."""
         async with self._ledger.transaction(tenant) as tx:
-            row = await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1", tenant)
-            if row is None:
+            found = await tx.connection.fetchrow(STORED, tenant)
+            if found is None:
                 return None
-            roots = await tx.connection.fetch(
-                "SELECT * FROM confide_keys.root_key WHERE tenant_id = $1 AND state <> 'destroyed' ORDER BY generation",
-                tenant,
-            )
-            indexes = await tx.connection.fetch(
-                "SELECT * FROM confide_keys.index_key WHERE tenant_id = $1 AND state <> 'destroyed'"
-                " ORDER BY number DESC",
-                tenant,
-            )
-            index = next(each for each in indexes if each["state"] == "active")
+            row, roots, indexes = found["tenant"], found["roots"], found["indexes"]
+            index = next((each for each in indexes if each["state"] == "active"), None)
             pending = next((each for each in indexes if each["state"] == "pending"), None)
             former = tuple(each for each in indexes if each["state"] == "retiring")
             bound = [root["binding_id"] for root in roots if root["binding_id"] is not None]
@@ -124,6 +125,11 @@ async def move_epoch(tx: Transaction, tenant: UUID) -> None:
 async def lock_tenant(tx: Transaction, tenant: UUID) -> Any:
     """The tenant's row, held: its keys change one after another."""
     return await tx.connection.fetchrow("SELECT * FROM confide.tenant WHERE id = $1 FOR UPDATE", tenant)
+
+
+async def epoch_of(tx: Transaction, tenant: UUID) -> int:
+    epoch: int = await tx.connection.fetchval("SELECT epoch FROM confide.tenant WHERE id = $1", tenant)
+    return epoch
 
 
 async def roots_of(tx: Transaction, tenant: UUID) -> list[Any]:
