@@ -140,7 +140,8 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
     def called(provider: str, operation: str, outcome: str, seconds: float) -> None:
         metrics.kms_seconds.observe(seconds, (provider, operation, outcome))
 
-    made = core(settings.region, registry, auditing, lambda: Ledger(connect), Pool(connect, 2), called)
+    deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
+    made = core(settings.region, registry, auditing, lambda: Ledger(connect), Pool(connect, 2), deletions, called)
     keyring = made.keyring
     metrics.gather = _key_metrics(keyring, metrics)
     pool.former = keyring.former
@@ -150,7 +151,6 @@ def assemble(settings: Settings, kms: KmsSettings | None = None) -> Parts:
     control = ControlPlane(ledger, auditing, access)
     trees = _audit(settings, auditing, access, control, metrics)
     api_keys_ = ApiKeys(settings.env, settings.region, secrets.pepper, control, access)
-    deletions = DeletionJournal(privacy.deletion_folder(settings.deletion_journal_dir, settings.state_dir))
     dialogue = Dialogue(reading, Writing(reading, writes, deletions), writes)
     jobs_runner = Jobs(Ledger(connect), pool, auditing, control)
     services = Services(

@@ -8,6 +8,10 @@ fsync serve all who wait (``append``). An entry holds ids only:
     object      a context object, in every version up to the one deleted
     turns       turns of a session by number, both ends included
     tenant      a tenant that has left, with its keys
+
+Objects' ids change with a rekey, and a backup from before it knows the old ones. So one kind of line deletes nothing:
+
+    moved       an object's id (``object``) and the one that it had until the rekey (``former``)
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -31,11 +35,14 @@ from app.identity import new_id
 from app.store.statements import TargetResult, WriteTarget
 
 SUFFIX: Final = ".deletions"
+IDS: Final = ("container", "object", "version", "former")
+
+Key = tuple[UUID, UUID | None, UUID | None, UUID | None, tuple[int, int] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """One entry. ``why``: the audited action. ``turns``: first and last number."""
+    """One entry. ``why``: the audited action. ``turns``: first and last number. With ``former`` nothing was deleted."""
 
     tenant: UUID
     why: str
@@ -44,16 +51,17 @@ class Deletion:
     version: UUID | None = None
     turns: tuple[int, int] | None = None
     at: datetime | None = None
+    former: UUID | None = None
 
     @property
-    def key(self) -> tuple[UUID, UUID | None, UUID | None, UUID | None, tuple[int, int] | None]:
+    def key(self) -> Key:
         """What tells one deletion from another."""
         return self.tenant, self.container, self.object, self.version, self.turns
 
     def line(self) -> bytes:
         moment = self.at or datetime.now(UTC)
         known: dict[str, Any] = {"v": 1, "at": moment.isoformat(), "tenant": str(self.tenant), "why": self.why}
-        for name in ("container", "object", "version"):
+        for name in IDS:
             value = getattr(self, name)
             if value is not None:
                 known[name] = str(value)
@@ -69,7 +77,7 @@ class Deletion:
         if not tab or check != b"%08x" % zlib.crc32(body):
             return None
         known = orjson.loads(body)
-        ids = {name: UUID(known[name]) for name in ("container", "object", "version") if name in known}
+        ids = {name: UUID(known[name]) for name in IDS if name in known}
         turns = (known["turns"][0], known["turns"][1]) if "turns" in known else None
         return cls(UUID(known["tenant"]), known["why"], turns=turns, at=datetime.fromisoformat(known["at"]), **ids)
 
@@ -87,6 +95,26 @@ def deletions_of(tenant: UUID, targets: Sequence[WriteTarget], results: Sequence
         gone += [Deletion(tenant, target.action, target.container, row["id"], row["version"]) for row in result.removed]
         gone += [Deletion(tenant, target.action, target.container, turns=(row["number"],) * 2) for row in result.turns]
     return gone
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The newest part of a journal: what was deleted, and which objects' ids gave way to others."""
+
+    since: datetime
+    deleted: set[Key] = field(default_factory=set)
+    moved: set[tuple[UUID, UUID]] = field(default_factory=set)
+
+    def add(self, entry: Deletion) -> None:
+        if entry.former is None:
+            self.deleted.add(entry.key)
+        elif entry.container is not None:
+            self.moved.add((entry.container, entry.former))
+
+    def lacks(self, entry: Deletion) -> bool:
+        """Whether a deletion is missing. An id that a rekey has replaced is absent, but nothing was deleted."""
+        moved = entry.container is not None and (entry.container, entry.object) in self.moved
+        return not moved and entry.key not in self.deleted
 
 
 class DeletionJournal:
@@ -116,13 +144,17 @@ class DeletionJournal:
         await asyncio.shield(done)
         self.entries += len(deletions)
 
-    def recent(self, look_back: timedelta) -> tuple[datetime, set[Any]]:
-        """Since when the journal may lack entries, and the keys of what it has since then."""
+    def recent(self, look_back: timedelta) -> Recent:
+        """What the journal has since the moment from which on it may lack entries."""
         now = datetime.now(UTC)
         files = [(datetime.fromtimestamp(path.stat().st_mtime, UTC), path) for path in self._folder.glob(f"*{SUFFIX}")]
         newest = max((moment for moment, _ in files), default=now)
-        since = min(now, newest) - look_back
-        return since, {each.key for moment, path in files if moment >= since for each in read_file(path)}
+        found = Recent(min(now, newest) - look_back)
+        for moment, path in files:
+            if moment >= found.since:
+                for each in read_file(path):
+                    found.add(each)
+        return found
 
     async def _flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -188,6 +220,27 @@ def read_journal(folder: Path) -> Iterator[Deletion]:
     """All entries of all workers, in no order across files. What was torn by a crash was never acknowledged."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         yield from read_file(path)
+
+
+def former_ids(folder: Path) -> dict[UUID, UUID]:
+    """For objects that were deleted: the id that each had before a rekey, and that one's before an earlier rekey."""
+    wanted: set[UUID | None] = set()
+    moved = False
+    for each in read_journal(folder):
+        if each.former is None:
+            wanted.add(each.object)
+        else:
+            moved = True
+    found: dict[UUID, UUID] = {}
+    while moved and wanted:
+        more = {
+            each.object: each.former
+            for each in read_journal(folder)
+            if each.former is not None and each.object is not None and each.object in wanted
+        }
+        found |= more
+        wanted = {*more.values()} - found.keys()
+    return found
 
 
 def read_file(path: Path) -> Iterator[Deletion]:

@@ -11,6 +11,7 @@ from app.services.auditing import Auditing
 from app.services.bindings import Bindings
 from app.services.clock import Clock, boottime
 from app.services.control import ControlPlane
+from app.services.deletion_journal import DeletionJournal
 from app.services.jobs import Jobs
 from app.services.key_loading import KeyLoader
 from app.services.key_rekey import Rekey
@@ -73,11 +74,13 @@ def core(
     auditing: Auditing,
     new_ledger: Callable[[], Ledger],
     turns: Pool,
+    deletions: DeletionJournal,
     observe: Observer | None = None,
     clock: Clock = boottime,
 ) -> Core:
     """``new_ledger``: a connection each for loading keys, for changing states and for moving containers: none waits for
-    another. ``turns``: connections for taking turns at KMS calls with other workers.
+    another. ``turns``: connections for taking turns at KMS calls with other workers. ``deletions``: the deletion
+    journal, which a rekey tells of objects' new ids.
     """
     loads, changes, moves = new_ledger(), new_ledger(), new_ledger()
     calls = KmsCalls(region, auditing, turns, observe, longest=registry.settings.limits.budget)
@@ -85,7 +88,9 @@ def core(
     states = KeyStates(changes, auditing)
     loader = KeyLoader(region, KeyStore(loads), calls, providers, states, clock)
     keyring = Keyring(loader, clock=clock)
-    return Core(region, calls, providers, states, keyring, Mover(moves, auditing), turns, (loads, changes, moves))
+    return Core(
+        region, calls, providers, states, keyring, Mover(moves, auditing, deletions), turns, (loads, changes, moves)
+    )
 
 
 def key_plane(

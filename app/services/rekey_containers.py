@@ -21,6 +21,7 @@ from app.identity import Kind, Purpose, new_id
 from app.services import sealing
 from app.services.auditing import Auditing
 from app.services.changes import NewTurn, Put
+from app.services.deletion_journal import Deletion, DeletionJournal
 from app.services.tenant_keys import TenantKeys
 from app.store import rekey as rows
 from app.store.ledger import Ledger, Transaction
@@ -63,9 +64,10 @@ class _Hand:
 class Mover:
     """Moves containers. ``ledger`` is its own: a piece waits for no other work of the control plane."""
 
-    def __init__(self, ledger: Ledger, auditing: Auditing) -> None:
+    def __init__(self, ledger: Ledger, auditing: Auditing, journal: DeletionJournal) -> None:
         self._ledger = ledger
         self._auditing = auditing
+        self._journal = journal
 
     async def bring(self, keys: TenantKeys, container: UUID, facts: Facts | None = None) -> Moved:
         """Have a container stand under the present index key when this returns.
@@ -108,6 +110,11 @@ class Mover:
         try:
             objects = [_object(hand, row) for row in piece.objects]
             turns = [_turn(hand, row) for row in piece.turns]
+            # Before the commit: no later deletion may name an id that a backup from before can't be told of. Should the
+            # commit fail, the entry is still true: the next try gives the same ids.
+            await self._journal.append(
+                [Deletion(keys.tenant, "key.rekey", container, new, former=old) for old, new, *_ in objects]
+            )
             await rows.replace(tx, keys.tenant, container, hand.generation, objects, turns)
             if piece.last:
                 await rows.complete(tx, keys.tenant, container, number, hand.generation, _meta(hand, piece.row))

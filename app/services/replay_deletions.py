@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from uuid import UUID
 import orjson
 
 from app.identity import NO_UUID, new_id
-from app.services.deletion_journal import Deletion, DeletionJournal, read_journal
+from app.services.deletion_journal import Deletion, DeletionJournal, former_ids, read_journal
 from app.services.erasure import DEADLINE, KIND, REQUESTED
 from app.services.journal_horizon import check
 from app.services.retention import Retention
@@ -61,14 +62,17 @@ async def replay(
     if state_of is not None:
         await asyncio.to_thread(check, folder, state_of)
     done = Replayed()
+    former = await asyncio.to_thread(former_ids, folder)
     waiting: dict[UUID, list[Deletion]] = {}
     for entry in read_journal(folder):
+        if entry.former is not None:
+            continue
         done.entries += 1
         waiting.setdefault(entry.tenant, []).append(entry)
         if len(waiting[entry.tenant]) >= BATCH:
-            await _apply(ledger, entry.tenant, waiting.pop(entry.tenant), done)
+            await _apply(ledger, entry.tenant, waiting.pop(entry.tenant), former, done)
     for tenant, entries in waiting.items():
-        await _apply(ledger, tenant, entries, done)
+        await _apply(ledger, tenant, entries, former, done)
     await _recompute(ledger)
     done.expired = await retention.sweep_all()
     for tenant, counts in done.by_tenant.items():
@@ -78,7 +82,10 @@ async def replay(
     return done
 
 
-async def _apply(ledger: Ledger, tenant: UUID, entries: list[Deletion], done: Replayed) -> None:
+async def _apply(
+    ledger: Ledger, tenant: UUID, entries: list[Deletion], former: Mapping[UUID, UUID], done: Replayed
+) -> None:
+    """``former``: objects' ids until a rekey, under which a backup from before it holds them."""
     async with ledger.transaction(tenant) as tx:
         if any(each.why == OFFBOARD and each.container is None for each in entries):
             await _leave(tx, tenant, done)
@@ -95,8 +102,11 @@ async def _apply(ledger: Ledger, tenant: UUID, entries: list[Deletion], done: Re
             if each.container is None:
                 continue
             if each.object is not None and each.version is not None:
-                number = await rows.delete_object(tx, tenant, each.container, each.object, each.version)
-                done.count(tenant, "objects", number)
+                item: UUID | None = each.object
+                while item is not None:
+                    number = await rows.delete_object(tx, tenant, each.container, item, each.version)
+                    done.count(tenant, "objects", number)
+                    item = former.get(item)
             elif each.turns is not None:
                 number = await rows.remove_turns(tx, tenant, each.container, each.turns, each.at)
                 done.count(tenant, "turns", number)

@@ -111,10 +111,10 @@ class Retention:
 
     async def catch_up(self) -> int:
         """Complete the deletion journal from the audit log: a worker may have died between commit and journal."""
-        since, written = await asyncio.to_thread(self._journal.recent, LOOK_BACK)
+        known = await asyncio.to_thread(self._journal.recent, LOOK_BACK)
         async with self._ledger.transaction() as tx:
-            found = [_deletion(row) for row in await rows.deleted_since(tx, since)]
-        missing = list({each.key: each for each in found if each.key not in written}.values())
+            found = [_deletion(row) for row in await rows.deleted_since(tx, known.since)]
+        missing = list({each.key: each for each in found if known.lacks(each)}.values())
         await self._journal.append(missing)
         return len(missing)
 

@@ -25,6 +25,7 @@ from app.store.cell import make_database
 from app.store.migrate import upgrade
 from tests.cell import Cell, Tenant, running_cell, settings_of
 from tests.conftest import with_database
+from tests.keys.waiting import ended
 from tests.privacy.made import dialogue, expire, rows_of, until
 from tests.privacy.test_erasure import finished
 
@@ -40,15 +41,36 @@ class Story:
     deleted: UUID
     expired: UUID
     trimmed: UUID
+    moved: UUID
 
 
 async def before_backup(cell: Cell) -> Story:
     tenant, leaver = await cell.tenant("acme"), await cell.tenant("leaver")
     await dialogue(leaver, "call-1")
-    names = ("kept", "erased", "deleted", "expired", "trimmed")
+    names = ("kept", "erased", "deleted", "expired", "trimmed", "moved")
     made = {name: await dialogue(tenant, name, f"customer-{name}") for name in names}
+    for key in ("first", "second", "third"):
+        await note(tenant, made["moved"], key, "as the backup has it")
     cell.leaver = leaver  # type: ignore[attr-defined]
     return Story(tenant, leaver.id, **made)
+
+
+async def note(tenant: Tenant, session: UUID, key: str, text: str) -> None:
+    done = await tenant.runtime.put(f"/v1/sessions/{session}/context/notes/{key}", json=text)
+    assert done.status_code in {200, 201}, done.text
+
+
+async def rekey_and_delete(cell: Cell, story: Story) -> None:
+    """Every object gets another id twice; what is deleted in between, and after, the backup knows by its first."""
+    tenant = story.tenant
+    await note(tenant, story.moved, "first", "written anew since the backup")
+    for key in ("first", "second"):
+        job = (await tenant.admin.post("/v1/keys/rekey")).raise_for_status().json()["job"]
+        await ended(tenant, job, seconds=60)
+        gone = await tenant.runtime.delete(f"/v1/sessions/{story.moved}/context/notes/{key}")
+        assert gone.status_code == 200, gone.text
+    # What a rekey moved isn't there under its former id, but nobody deleted it.
+    assert await cell.parts.services.privacy.retention.catch_up() == 0
 
 
 async def after_backup(cell: Cell, story: Story) -> None:
@@ -60,6 +82,7 @@ async def after_backup(cell: Cell, story: Story) -> None:
     assert (await tenant.runtime.post(f"/v1/sessions/{story.trimmed}/turns/pop", json={})).status_code == 200
     await expire(cell, story.expired)
     await cell.parts.services.privacy.retention.sweep_all()
+    await rekey_and_delete(cell, story)
     leaver: Tenant = cell.leaver  # type: ignore[attr-defined]
     assert (await leaver.admin.post("/v1/privacy/offboarding", json={"confirm": "leaver"})).status_code == 202
 
@@ -88,6 +111,8 @@ async def check_restored(url: str, state: Path, story: Story) -> None:
         )
         assert trimmed.json()["session"].get("context", []) == []
         assert [turn["number"] for turn in trimmed.json()["turns"]] == [1]
+        moved = await runtime.post("/v1/load", json={"session": str(story.moved), "context": [{"collection": "notes"}]})
+        assert [each["key"] for each in moved.json()["session"]["context"]] == ["third"]
         auditor = again(cell, story.tenant, "auditor")
         events = (await auditor.get("/v1/audit/events", params={"action": "privacy.erasure"})).json()["events"]
         assert any(event.get("detail", {}).get("step") == "replayed" for event in events)
@@ -118,7 +143,7 @@ async def test_g8_what_was_erased_stays_erased_after_a_dump_is_restored(
         await backup.restore(restored, data, keys)
         assert await erased_rows(restored, story) == 3  # without the replay they would all be back
         done = await replay_deletions(settings_of(restored, state))
-        assert (done.tenants, done.objects, done.turns) == (1, 1, 1)
+        assert (done.tenants, done.objects, done.turns) == (1, 3, 1)
         assert done.containers >= 4
         await check_restored(restored, state, story)
         again_done = await replay_deletions(settings_of(restored, state))  # may be run again
