@@ -224,13 +224,13 @@ def read_journal(folder: Path) -> Iterator[Deletion]:
 
 def former_ids(folder: Path) -> dict[UUID, UUID]:
     """For objects that were deleted: the id that each had before a rekey, and that one's before an earlier rekey."""
-    wanted: set[UUID | None] = set()
+    wanted: set[UUID] = set()
     moved = False
     for each in read_journal(folder):
-        if each.former is None:
-            wanted.add(each.object)
-        else:
+        if each.former is not None:
             moved = True
+        elif each.object is not None:
+            wanted.add(each.object)
     found: dict[UUID, UUID] = {}
     while moved and wanted:
         more = {
@@ -239,7 +239,7 @@ def former_ids(folder: Path) -> dict[UUID, UUID]:
             if each.former is not None and each.object is not None and each.object in wanted
         }
         found |= more
-        wanted = {*more.values()} - found.keys()
+        wanted = set(more.values()) - found.keys()
     return found
 
 

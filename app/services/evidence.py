@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -38,8 +39,16 @@ class Evidence:
     """One control, or all of them as a ZIP."""
 
     def __init__(
-        self, region: str, control: ControlPlane, ledger: Ledger, attestor: Attestor, checkpoints: Checkpoints
+        self,
+        region: str,
+        control: ControlPlane,
+        ledger: Ledger,
+        attestor: Attestor,
+        checkpoints: Checkpoints,
+        documents: Sequence[Mapping[str, str]],
     ) -> None:
+        """``documents``: what tenants must have accepted (``app/services/trust.py``, ``terms``)."""
+        self.documents = documents
         self._region = region
         self._control = control
         self._ledger = ledger
@@ -90,11 +99,13 @@ class Evidence:
             check = rows.CHECKS[each]
             partial = bool(gone) and check.reads_log
             begin = stored_from if partial else since
-            population, failures = await rows.run(tx, check, caller.tenant, begin, until)
+            population, failures = await rows.run(tx, check, caller.tenant, begin, until, self.documents)
             found = "broken" if failures else "incomplete" if partial else "kept" if population else "empty"
             checks.append(
                 {"check": each, "question": check.question, "query": check.failures, "population": population,
-                 "failures": failures, "result": found} | ({"looked_from": begin} if partial else {})
+                 "failures": failures, "result": found}
+                | ({"looked_from": begin} if partial else {})
+                | ({"documents": self.documents} if "$4" in check.failures else {})
             )  # fmt: skip
         return {
             "control": name,

@@ -34,7 +34,7 @@ from app.services.reading import Reading
 from app.services.residency import Residency
 from app.services.retention import Retention, pause
 from app.services.statements import Statements
-from app.services.trust import Statement, Trust
+from app.services.trust import Statement, Trust, terms
 from app.store.ledger import Ledger
 from app.store.pool import Pool
 
@@ -144,7 +144,7 @@ def assemble(needs: Needs) -> Privacy:
         incidents=incidents,
         outbox=outbox,
         detections=detections,
-        evidence=Evidence(needs.region, control, ledger, attestor, checkpoints),
+        evidence=Evidence(needs.region, control, ledger, attestor, checkpoints, terms(needs.trust)),
         watch=Watch(incidents, outbox, detections, residency, needs.receivers),
     )
 

@@ -33,12 +33,17 @@ class SubProcessor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Document(msgspec.Struct, forbid_unknown_fields=True):
-    """Terms that a tenant accepts: the data processing agreement, the standard contractual clauses."""
+    """Terms that a tenant accepts: the data processing agreement, the standard contractual clauses.
+
+    Whoever has accepted an earlier version has until ``effective``, a day, for this one. Without it, it holds already.
+    """
 
     id: str
     title: str
     version: str
     url: str = ""
+    announced: str = ""
+    effective: str = ""
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,14 +66,16 @@ class Statement(msgspec.Struct, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raises TrustFileError for a change that would take effect before its notice period has passed."""
-        for each in self.changes:
+        days = [(each.announced, each.effective) for each in self.changes]
+        days += [(each.announced, each.effective) for each in self.documents if each.announced or each.effective]
+        for announced, effective in days:
             try:
-                notice = date.fromisoformat(each.effective) - date.fromisoformat(each.announced)
+                notice = date.fromisoformat(effective) - date.fromisoformat(announced)
             except ValueError:
                 raise TrustFileError("CONFIDE_TRUST_FILE: announced and effective are days, e.g. 2026-03-01") from None
             if notice < timedelta(days=self.notice_days):
                 raise TrustFileError(
-                    f"CONFIDE_TRUST_FILE: the change of {each.announced} takes effect before its notice of"
+                    f"CONFIDE_TRUST_FILE: the change of {announced} takes effect before its notice of"
                     f" {self.notice_days} days has passed"
                 )
 
@@ -132,7 +139,16 @@ class Trust:
 
 def digest(document: Document) -> str:
     """What was accepted, so that a text that is exchanged later shows."""
-    return hashlib.sha256(msgspec.json.encode(document)).hexdigest()
+    text = {"id": document.id, "title": document.title, "version": document.version, "url": document.url}
+    return hashlib.sha256(msgspec.json.encode(text)).hexdigest()
+
+
+def terms(statement: Statement) -> list[dict[str, str]]:
+    """What tenants must have accepted: id, version, digest, and from when (a day; empty: already)."""
+    return [
+        {"id": each.id, "version": each.version, "digest": digest(each), "effective": each.effective}
+        for each in statement.documents
+    ]
 
 
 def load_statement(path: Path | None) -> Statement:

@@ -1,16 +1,19 @@
 # ruff: noqa: S608  what is put into the texts are constants of this module
 """The queries behind the evidence. Each answers its population, and the ids of what breaks the control (100 at most).
 
-$1 is the tenant, $2 and $3 the period. A query that looks at the present state ignores the period.
+$1 is the tenant, $2 and $3 the period, $4 the documents that the deployment states, as a JSON array of objects with id,
+version, digest and effective. A query that looks at the present state ignores the period.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
+
+import orjson
 
 from app.store.ledger import Transaction
 from app.store.privacy_records import SEARCH
@@ -28,7 +31,7 @@ EVENTS: Final = "confide_audit.event e WHERE e.tenant_id = $1 AND e.time >= $2 A
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``question`` for readers; ``population`` counts, ``failures`` lists ids: SQL over $1, $2, $3."""
+    """``question`` for readers; ``population`` counts, ``failures`` lists ids: SQL over $1 to $4."""
 
     question: str
     population: str
@@ -188,10 +191,13 @@ CHECKS: Final[dict[str, Check]] = {
         " AND r.customer_half IS NULL)",
     ),
     "terms": Check(
-        "Has the tenant accepted terms?",
-        "SELECT 1",
-        "SELECT id FROM confide.tenant WHERE id = $1"
-        " AND NOT EXISTS (SELECT FROM confide.trust_acceptance WHERE tenant_id = $1)",
+        "Are there documents, and has the tenant accepted the present version of each, or still has time for it?",
+        "SELECT count(*) FROM jsonb_array_elements($4) d",
+        "SELECT d.v ->> 'id' FROM jsonb_array_elements($4) AS d (v) WHERE NOT EXISTS (SELECT FROM"
+        " confide.trust_acceptance a WHERE a.tenant_id = $1 AND a.document = d.v ->> 'id' AND ("
+        "(a.version = d.v ->> 'version' AND a.digest = d.v ->> 'digest')"
+        " OR nullif(d.v ->> 'effective', '')::date > (now() AT TIME ZONE 'UTC')::date))"
+        " UNION ALL SELECT 'no document' WHERE jsonb_array_length($4) = 0",
     ),
     "denials-logged": Check(
         "Does every denial in the log say why?",
@@ -207,22 +213,31 @@ CHECKS: Final[dict[str, Check]] = {
 }
 
 
-async def run(tx: Transaction, check: Check, tenant: UUID, since: datetime, until: datetime) -> tuple[int, list[str]]:
+async def run(
+    tx: Transaction,
+    check: Check,
+    tenant: UUID,
+    since: datetime,
+    until: datetime,
+    documents: Sequence[Mapping[str, str]],
+) -> tuple[int, list[str]]:
     """The population, and the ids of what breaks the control."""
+    terms = orjson.dumps(documents).decode()
     await tx.connection.execute(SEARCH)
-    population: int = await tx.connection.fetchval(_bound(check.population), tenant, since, until)
+    population: int = await tx.connection.fetchval(_bound(check.population), tenant, since, until, terms)
     rows: Sequence[Any] = await tx.connection.fetch(
         f"SELECT f.* FROM ({_bound(check.failures)}) f LIMIT {SHOWN}",
         tenant,
         since,
         until,
+        terms,
     )
     return population, [str(row[0]) for row in rows]
 
 
 def _bound(sql: str) -> str:
-    """All three parameters named with their types, whichever the query uses."""
-    return f"SELECT q.* FROM (SELECT $1::uuid, $2::timestamptz, $3::timestamptz) p, LATERAL ({sql}) q"
+    """All parameters named with their types, whichever the query uses."""
+    return f"SELECT q.* FROM (SELECT $1::uuid, $2::timestamptz, $3::timestamptz, $4::jsonb) p, LATERAL ({sql}) q"
 
 
 async def leaves(tx: Transaction, tenant: UUID, since: datetime, until: datetime) -> list[dict[str, int]]:

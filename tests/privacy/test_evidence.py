@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from app.audit.checkpoint import Checkpoint, Signer, VerifierKey
 from app.identity import new_id
 from app.services.attesting import open_document
 from app.services.evidence_controls import CONTROLS
+from app.services.trust import Document, Statement, terms
 from app.store.evidence import CHECKS, run
 from app.store.ledger import Transaction
-from tests.cell import Cell, Tenant
+from tests.cell import Cell, Tenant, running_cell
 from tests.privacy.made import dialogue
 from tests.privacy.test_incidents import sealed_events
 
@@ -84,23 +86,31 @@ PLANTED = {
     "terms": "DELETE FROM confide.trust_acceptance WHERE tenant_id = '{tenant}'",
     "denials-logged": event(outcome="denied", reason=""),
     "holds-explained": (
-        "INSERT INTO confide.legal_hold (tenant_id, id, container_id, reason, held_before, set_by, api_key)"
-        " VALUES ('{tenant}', '{id}', '{id}', 'plaintext', '{}', '{id}', '{id}')"
+        "INSERT INTO confide.legal_hold (tenant_id, id, container_id, reason, set_by, api_key)"
+        " VALUES ('{tenant}', '{id}', '{id}', 'plaintext', '{id}', '{id}')"
     ),
 }
+
+
+@pytest.fixture
+async def cell(database: str, tmp_path: Path) -> AsyncIterator[Cell]:
+    """Its operator asks for a contract."""
+    file = tmp_path / "trust.yaml"
+    file.write_text("documents:\n  - {id: dpa, title: Data processing agreement, version: '1'}\n")
+    async with running_cell(database, tmp_path / "state", trust_file=file) as made:
+        yield made
+
+
+async def accept(tenant: Tenant) -> None:
+    made = await tenant.admin.post("/v1/trust/acceptances", json={"document": "dpa", "version": "1"})
+    assert made.status_code == 201, made.text
 
 
 async def healthy(cell: Cell, tenant: Tenant) -> None:
     """A tenant in good order: dialogues, terms accepted, everything sealed."""
     for n in range(2):
         await dialogue(tenant, f"call-{n}", "customer-1")
-    async with cell.parts.services.ledger.transaction(tenant.id) as tx:
-        await tx.connection.execute(
-            "INSERT INTO confide.trust_acceptance (tenant_id, id, document, version, digest, accepted_by, api_key)"
-            " VALUES ($1, $2, 'dpa', '1', 'x', $2, $2)",
-            tenant.id,
-            new_id(),
-        )
+    await accept(tenant)
     await sealed_events(cell)
 
 
@@ -111,9 +121,13 @@ async def planted(cell: Cell, name: str, tenant: Tenant) -> list[str]:
         await connection.execute("BEGIN; SET LOCAL session_replication_role = replica")
         text = PLANTED[name].replace("{tenant}", str(tenant.id)).replace("{id}", str(new_id()))
         await connection.execute(text)
-        return (await run(Transaction(connection), CHECKS[name], tenant.id, *around()))[1]
+        return (await run(Transaction(connection), CHECKS[name], tenant.id, *around(), terms_of(cell)))[1]
     finally:
         await connection.close()
+
+
+def terms_of(cell: Cell) -> Any:
+    return cell.parts.services.privacy.evidence.documents
 
 
 def around() -> tuple[datetime, datetime]:
@@ -122,7 +136,7 @@ def around() -> tuple[datetime, datetime]:
 
 async def look(cell: Cell, tenant: Tenant, name: str) -> tuple[int, list[str]]:
     async with cell.parts.services.privacy.ledger.transaction(tenant.id) as tx:
-        return await run(tx, CHECKS[name], tenant.id, *around())
+        return await run(tx, CHECKS[name], tenant.id, *around(), terms_of(cell))
 
 
 async def test_every_check_is_kept_on_a_healthy_cell_and_broken_by_its_planted_failure(
@@ -134,6 +148,32 @@ async def test_every_check_is_kept_on_a_healthy_cell_and_broken_by_its_planted_f
         assert (await look(cell, tenant, name))[1] == [], name
     for name in PLANTED:
         assert await planted(cell, name, tenant), name
+
+
+async def test_terms_are_kept_by_the_present_version_only_or_while_there_is_time_for_it(
+    cell: Cell, tenant: Tenant
+) -> None:
+    today = datetime.now(UTC).date()
+
+    async def found(**change: str) -> list[str]:
+        now = Document(**({"id": "dpa", "title": "Data processing agreement", "version": "1"} | change))
+        cell.parts.services.privacy.evidence.documents = terms(Statement(documents=[now]))
+        return (await look(cell, tenant, "terms"))[1]
+
+    soon = {"version": "2", "announced": "2026-01-01", "effective": str(today + timedelta(days=1))}
+    assert await found() == ["dpa"]
+    assert await found(**soon) == ["dpa"]  # who never accepted any has no time left
+    await accept(tenant)
+    assert await found() == []
+    assert await found(**soon) == []
+    assert await found(**soon | {"effective": str(today)}) == ["dpa"]
+    assert await found(version="2") == ["dpa"]
+    assert await found(title="Another text under the same version") == ["dpa"]
+    assert await found(url="https://example.com/exchanged") == ["dpa"]
+    cell.parts.services.privacy.evidence.documents = []
+    assert (await look(cell, tenant, "terms"))[1] == ["no document"]
+    period = {"from": around()[0].isoformat(), "to": around()[1].isoformat(), "control": "q-dpa"}
+    assert (await tenant.auditor.get("/v1/evidence", params=period)).json()["evidence"]["result"] == "broken"
 
 
 def test_every_control_has_a_query_or_says_what_is_not_evidenced() -> None:

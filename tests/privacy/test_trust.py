@@ -147,6 +147,20 @@ def test_a_change_is_announced_for_its_notice_period_or_the_file_is_refused(
         load_statement(file)
 
 
+@pytest.mark.parametrize(("effective", "right"), [("2026-03-31", True), ("2026-03-30", False), ("", False)])
+def test_a_documents_new_version_is_announced_for_its_notice_period_too(
+    tmp_path: Path, effective: str, right: bool
+) -> None:
+    file = tmp_path / "trust.yaml"
+    known = f'{{id: dpa, title: DPA, version: "2", announced: "2026-03-01", effective: "{effective}"}}'
+    file.write_text(f"notice_days: 30\ndocuments:\n  - {known}\n")
+    if right:
+        assert load_statement(file).documents[0].effective == effective
+        return
+    with pytest.raises(TrustFileError, match="CONFIDE_TRUST_FILE"):
+        load_statement(file)
+
+
 async def test_g9_an_audit_stream_leaves_the_region_only_under_a_consent(cell: Cell, tenant: Tenant) -> None:
     abroad = {"url": "https://siem.example.com/in", "region": "us-east-1"}
     assert (await tenant.admin.post("/v1/audit/streams", json=abroad)).status_code == 403
