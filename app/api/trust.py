@@ -51,7 +51,7 @@ class ConsentIn(In):
     ``destination`` isn't the tenant's own region, ``expires_at`` lies ahead.
     """
 
-    scope: Literal["kms", "audit-stream", "incident-notice", "export"]
+    scope: Literal["kms", "audit-stream", "incident-notice"]
     destination: Annotated[str, Meta(pattern="^[a-z0-9-]{2,32}$")]
     safeguard: Literal["adequacy", "scc", "bcr", "explicit-consent", "derogation"]
     expires_at: Aware

@@ -3,7 +3,7 @@
 tampered         a stored object was refused as tampered with
 denied           a caller was denied so often within the window: for scope or purpose, or unknown keys were tried
 revoked-api-key  an API key was used after its revocation
-audit-gap        numbers of a writer are missing in the journal
+audit-gap        numbers of a writer are missing in the journal, or leaves in the newest part of a sealed log
 bulk-opening     a caller opened unusually many containers: many more than in the hours before, and than a floor
 
 How far was looked is kept in the database: what happened while no worker looked is looked at by the next one, window by
@@ -69,7 +69,7 @@ class Detections:
             usual = await rows.suspicious(tx, begun - BEFORE, begun - BEFORE, begun) if self._many(recent) else []
             gaps = await rows.gaps(tx, since, until - timedelta(seconds=30))
         found = [self._judge(row, usual) for row in recent]
-        found += [("audit-gap", row["tenant_id"], str(row["writer"]), row["missing"], since) for row in gaps]
+        found += [("audit-gap", row["tenant_id"], str(row["writer"] or "log"), row["missing"], since) for row in gaps]
         drafted = []
         for what, tenant, who, count, first in filter(None, found):
             dedupe = f"{what}:{tenant}:{who}:{first:%Y-%m-%d}"

@@ -16,10 +16,11 @@ from app.crypto.keys import wipe
 from app.errors import ConfideError
 from app.identity import NO_UUID
 from app.kms.provider import KmsDenied, KmsError, Wrapped
+from app.services import key_transfers
 from app.services.auditing import Auditing
-from app.services.key_loading import Providers
 from app.services.key_states import KeyStates, probe_pause
 from app.services.kms_calls import KmsCalls
+from app.services.providers import Providers
 from app.store import bindings as rows
 from app.store import flights
 from app.store.keys import replace_customer_half, replace_vendor_half, roots_of
@@ -98,10 +99,13 @@ class Prober:
         answer.key.wipe()
         await self._states.served(tenant, row)
 
-    # ------------------------------------------------------------ has the key a new version?
+    # ------------------------------------------------------------ has the key a new version, is it where it was?
 
     async def _look_for_version(self, tenant: UUID, binding: UUID) -> None:
-        """Wrap the binding's halves again where the KMS's current version isn't the one that we know."""
+        """Wrap the binding's halves again where the KMS's current version isn't the one that we know.
+
+        The answer also tells the key's region: a key that turns out to be abroad stands on a consent from now on.
+        """
         async with self._ledger.transaction(tenant) as tx:
             row = await rows.claim_description(tx, tenant, binding, DESCRIBE_SECONDS)
             roots = [root for root in await roots_of(tx, tenant) if root["binding_id"] == binding]
@@ -109,6 +113,12 @@ class Prober:
             return
         provider = self._providers.for_binding(row["provider"], orjson.loads(row["fields"]))
         facts = await self._calls.call(provider, tenant, "describe", provider.describe, why="rotation")
+        if facts.region is not None:
+            transfer_to = key_transfers.abroad(facts.region, self._providers.registry.settings.region)
+            async with self._ledger.transaction(tenant) as tx:
+                await rows.note_transfer(tx, tenant, binding, transfer_to)
+                now = await rows.get(tx, tenant, binding)
+            key_transfers.refuse(now)  # no further call goes abroad; the watch over transfers stops the binding
         version = facts.current_version
         if version is None or version == row["kek_version"]:
             return

@@ -15,7 +15,7 @@ from app.store import bindings as binding_rows
 from app.store import privacy_records as rows
 from app.store.ledger import Ledger
 
-Scope = Literal["kms", "audit-stream", "incident-notice", "export"]
+Scope = Literal["kms", "audit-stream", "incident-notice"]
 Safeguard = Literal["adequacy", "scc", "bcr", "explicit-consent", "derogation"]
 
 AT_ONCE: Final = 1000

@@ -99,7 +99,8 @@ async def come_back(tx: Transaction, tenant: UUID, binding: UUID) -> tuple[str, 
 async def note_transfer(tx: Transaction, tenant: UUID, binding: UUID, transfer_to: str | None) -> None:
     """The region abroad that the key is in, as its service says; None: at home."""
     await tx.connection.execute(
-        "UPDATE confide_keys.binding SET transfer_to = $3 WHERE tenant_id = $1 AND id = $2",
+        "UPDATE confide_keys.binding SET transfer_to = $3 WHERE tenant_id = $1 AND id = $2"
+        " AND transfer_to IS DISTINCT FROM $3",
         tenant,
         binding,
         transfer_to,

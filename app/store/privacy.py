@@ -120,12 +120,8 @@ async def insert_hold(
 ) -> Any:
     """The hold's row, and the flag on the container and on a subject's sessions."""
     row = await tx.connection.fetchrow(
-        "INSERT INTO confide.legal_hold (tenant_id, id, container_id, reason, set_by, api_key, held_before)"
-        # What a runtime holds itself: nobody else's open hold explains it, or one says so that was there before.
-        " SELECT $1, $2, $3, $4, $5, $6, coalesce(array_agg(c.id) FILTER (WHERE c.hold AND coalesce(("
-        "   SELECT bool_or(c.id = ANY (h.held_before)) FROM confide.legal_hold h WHERE h.tenant_id = $1"
-        "   AND h.container_id IN (c.id, c.subject_id) AND h.released_at IS NULL), true)), '{}')"
-        f" FROM confide.container c WHERE c.tenant_id = $1 AND (c.id = $3 OR c.subject_id = $3) RETURNING {HOLD}",
+        "INSERT INTO confide.legal_hold (tenant_id, id, container_id, reason, set_by, api_key)"
+        f" VALUES ($1, $2, $3, $4, $5, $6) RETURNING {HOLD}",
         tenant,
         hold,
         container,
@@ -150,10 +146,10 @@ async def flag_held(tx: Transaction, tenant: UUID, container: UUID) -> None:
 
 
 async def release_hold(tx: Transaction, tenant: UUID, hold: UUID, principal: UUID) -> Any:
-    """The row, or None where there is no open hold of that id. A trigger keeps what another open hold still holds."""
+    """The row, or None where there is no open hold of that id. A trigger keeps what something else still holds."""
     row = await tx.connection.fetchrow(
         "UPDATE confide.legal_hold SET released_at = now(), released_by = $3"
-        f" WHERE tenant_id = $1 AND id = $2 AND released_at IS NULL RETURNING {HOLD}, held_before",
+        f" WHERE tenant_id = $1 AND id = $2 AND released_at IS NULL RETURNING {HOLD}",
         tenant,
         hold,
         principal,
@@ -162,10 +158,9 @@ async def release_hold(tx: Transaction, tenant: UUID, hold: UUID, principal: UUI
         for column in ("id", "subject_id"):
             await tx.connection.execute(
                 "UPDATE confide.container SET hold = false, sweep_at = least(sweep_at, expires_at)"
-                f" WHERE tenant_id = $1 AND {column} = $2 AND NOT id = ANY ($3)",
+                f" WHERE tenant_id = $1 AND {column} = $2",
                 tenant,
                 row["container_id"],
-                row["held_before"],
             )
     return row
 

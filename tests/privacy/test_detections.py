@@ -147,6 +147,25 @@ async def test_a_missing_number_is_a_gap_and_a_number_that_was_never_given_is_no
     assert {each["tenant"] for each in found} == {str(tenant.id)}
 
 
+async def test_a_leaf_that_is_gone_from_the_sealed_log_is_a_gap(cell: Cell, tenant: Tenant) -> None:
+    other = await cell.tenant("other")
+    for n in range(2):
+        await dialogue(tenant, f"call-{n}")
+        await dialogue(other, f"call-{n}")
+    await sealed_events(cell)
+    assert await drafts(cell) == []
+    connection = await asyncpg.connect(cell.url)
+    await connection.execute("SET session_replication_role = replica")  # what only a superuser can do
+    await connection.execute(
+        "DELETE FROM confide_audit.event e WHERE e.tenant_id = $1 AND e.leaf ="
+        " (SELECT max(b.leaf) FROM confide_audit.event b WHERE b.tenant_id = $1)",
+        tenant.id,
+    )
+    await connection.close()
+    [found] = await drafts(cell)
+    assert (found["kind"], found["tenant"], found["who"], found["count"]) == ("audit-gap", str(tenant.id), "log", 1)
+
+
 async def test_unusually_many_openings_are_drafted_and_a_busy_callers_usual_ones_are_not(
     cell: Cell, tenant: Tenant
 ) -> None:

@@ -72,6 +72,25 @@ async def test_g8_overlapping_holds_are_released_one_by_one_and_a_runtimes_own_o
     assert (await tenant.runtime.delete(f"/v1/privacy/holds/{first}")).status_code == 403
 
 
+async def test_g8_a_runtimes_own_hold_and_a_legal_one_come_and_go_independently(cell: Cell, tenant: Tenant) -> None:
+    begun, lifted = await dialogue(tenant, "begun", "customer-1"), await dialogue(tenant, "lifted", "customer-1")
+    assert (await tenant.runtime.patch(f"/v1/sessions/{lifted}", json={"hold": True})).status_code == 200
+    legal = await hold(tenant, subject="customer-1")
+    # While the legal hold is on, the runtime begins one of its own, and ends another.
+    for session, wanted in ((begun, True), (lifted, False)):
+        answer = await tenant.runtime.patch(f"/v1/sessions/{session}", json={"hold": wanted})
+        assert answer.json()["hold"] is True  # somebody holds it
+    # A change of something else changes no hold.
+    assert (await tenant.runtime.patch(f"/v1/sessions/{begun}", json={"labels": ["x"]})).json()["hold"] is True
+    await release(tenant, legal)
+    assert [await is_held(tenant, each) for each in (begun, lifted)] == [True, False]
+    assert (await tenant.runtime.delete(f"/v1/sessions/{begun}")).status_code == 409
+    assert (await tenant.runtime.patch(f"/v1/sessions/{begun}", json={"hold": False})).json().get(
+        "hold", False
+    ) is False
+    assert (await tenant.runtime.delete(f"/v1/sessions/{begun}")).status_code == 204
+
+
 async def test_g8_a_session_whose_transaction_began_before_the_hold_is_held_too(cell: Cell, tenant: Tenant) -> None:
     first = await dialogue(tenant, "first", "customer-1")
     row = (await sql(cell, "SELECT * FROM confide.container WHERE id = $1", first))[0]

@@ -163,6 +163,33 @@ async def test_g9_a_consent_that_ends_stops_the_key_even_where_no_watch_runs(
     assert cell.parts.services.auditing.alarms["transfer-without-consent"] == 1
 
 
+async def test_g9_a_key_in_use_that_nobody_asked_where_it_is_is_asked_and_stopped(
+    cell: Cell, tenant: Tenant, world: World
+) -> None:
+    await dialogue(tenant, "call-1")
+    binding = await checked(tenant, AzureCustomer(world), lease=1)
+    await activated(cell, tenant, binding)
+    # As it stood before transfers were known: its region isn't on record, and there is no consent.
+    await sql(cell, "UPDATE confide.consent SET revoked_at = now(), revoked_by = granted_by")
+    await sql(cell, "UPDATE confide_keys.binding SET transfer_to = NULL, described_at = '-infinity'")
+    residency_ = cell.parts.services.privacy.residency
+    assert await residency_.stop_unconsented() == 0
+
+    async def known() -> bool:
+        await cell.parts.services.keys.prober.run_due()
+        rows = await sql(cell, "SELECT FROM confide_keys.binding WHERE transfer_to = 'westeurope'")
+        return bool(rows)
+
+    await until(known, 10)
+
+    async def stopped() -> bool:  # by this look, or by the watch's own
+        await residency_.stop_unconsented()
+        return bool(await state_of(tenant, binding) == "revoked")
+
+    await until(stopped, 10)
+    assert not await served(tenant)
+
+
 async def kms_calls(cell: Cell) -> int:
     rows = await sql(cell, "SELECT count(*) FROM confide_audit.journal WHERE action LIKE 'kms.%'")
     return int(rows[0][0])
