@@ -3,6 +3,7 @@
     confide.example/eu-central-1/audit/0192f3a0-...     origin: one log of one tenant, after a restore with /2, /3 ...
     20852163                                            tree size
     CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=        root hash
+    number 17                                           extension: which of the origin's signed trees this is, from 1
                                                         an empty line
     — confide.example/eu-central-1/audit Az3grlgt...    key name, base64(key id || signature)
 
@@ -29,6 +30,7 @@ MAX_SIGNATURES = 64  # signed-note: at least 16 must be accepted
 _ALGORITHM = b"\x01"  # Ed25519
 _ID_BYTES = 4
 _DASH = "\u2014 "
+_NUMBER = re.compile(r"number ([1-9][0-9]{0,18})", re.ASCII)
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
@@ -181,7 +183,7 @@ def _check_text(text: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a log commits to. Confide writes no extension lines; it reads and keeps those of others."""
+    """What a log commits to. Extension lines of others are read and kept."""
 
     origin: str
     size: int
@@ -201,6 +203,17 @@ class Checkpoint:
         """The note's text (tlog-checkpoint, "Note text")."""
         lines = (self.origin, str(self.size), b64encode(self.root).decode(), *self.extensions)
         return "".join(line + "\n" for line in lines).encode()
+
+    @classmethod
+    def numbered(cls, origin: str, size: int, root: bytes, number: int) -> Checkpoint:
+        """With the extension line that tells whether one between two others is missing; 0: without it."""
+        return cls(origin, size, root, (f"number {number}",) if number else ())
+
+    @property
+    def number(self) -> int:
+        """Which of its origin's signed trees this is, from 1; 0 where it doesn't say."""
+        found = [match[1] for line in self.extensions if (match := _NUMBER.fullmatch(line))]
+        return int(found[0]) if len(found) == 1 else 0
 
     def sign(self, *signers: Signer) -> bytes:
         return sign_note(self.text(), signers)

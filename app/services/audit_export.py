@@ -51,7 +51,8 @@ class _Range:
     tenant: UUID
     epoch: int
     head: ExportHead
-    marks: dict[int, list[bytes]]
+    marks: dict[int, list[tuple[bytes, int]]]
+    """By the place where they stand: the notes, each with how many sizes were left out before it."""
     event: UUID
     """Of the audit.export event."""
 
@@ -106,10 +107,14 @@ class AuditExports:
 
         # What is lost or altered goes out as it is: the verifier is who says what is wrong with it.
         (left, right), proofs = await audit_tree.with_nodes(connection, tenant, epoch, build, NO_HASH)
-        marks: dict[int, list[bytes]] = {}
+        marks: dict[int, list[tuple[bytes, int]]] = {}
+        told = 0
         for mark in await audit_tree.marks(connection, tenant, epoch, first, end, row, MARKS):
-            place = mark["size"] if first < mark["size"] <= end else end
-            marks.setdefault(place, []).append(bytes(mark["note"]) if _is_its_note(mark) else b"")
+            at = mark["size"] if first < mark["size"] <= end else end
+            place = mark["place"] or told
+            note = bytes(mark["note"]) if _is_its_note(mark) else b""
+            marks.setdefault(at, []).append((note, max(0, place - told - 1)))
+            told = place
         return _Range(tenant, epoch, ExportHead(first, end, bytes(row["note"]), left, right, proofs), marks, event)
 
     async def _chunks(self, caller: Caller, found: _Range, form: str) -> AsyncIterator[bytes]:
@@ -131,8 +136,8 @@ class AuditExports:
                 completed = 32 * (((leaf + 1) & -(leaf + 1)).bit_length() - 1)
                 writer.add(entry, hash_, nodes[at : at + completed])
                 at += completed
-                for mark in found.marks.get(leaf + 1, ()):
-                    writer.mark(mark)
+                for note, left_out in found.marks.get(leaf + 1, ()):
+                    writer.mark(note, left_out)
             yield b"".join(chunks)
             chunks.clear()
         if writer is not None:

@@ -1,7 +1,9 @@
 """Signing checkpoints: only of a tree that extends what the witness has seen, and only after the witness knows.
 
 Any worker may sign. What makes that safe is the order under the witness's lock: read the committed head, recompute from
-stored nodes that it extends the last tree signed, write the witness, and only then store and show the checkpoint.
+stored nodes that it extends the last tree signed, write the witness, and only then store and show the checkpoint. Each
+tree that is signed under an origin has the next number, which stands in the signed text: a checkpoint that somebody
+deletes leaves a gap. The one that a crash left in the witness alone is stored with the next one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from app.audit.checkpoint import Checkpoint, Signer, VerifierKey
+from app.audit.checkpoint import Checkpoint, NoteError, Signer, VerifierKey
 from app.audit.merkle import NodeSource, ProofError, consistency_proof, root_at, verify_consistency
 from app.errors import Unavailable
 from app.services.audit_witness import Seen, Witness, WitnessError
@@ -119,10 +121,15 @@ class Signing:
                 async with self.witness.locked(), self._pool.transaction(*{tenant for tenant, _ in batch}) as tx:
                     made = [await self._judge(tx.connection, tenant, epoch, forked) for tenant, epoch in batch]
                     found = [(head, checkpoint) for head, checkpoint in filter(None, made)]
-                    await self.witness.append(Seen(c.origin, c.size, c.root) for _, c in found)
+                    before = [(head, self._before(checkpoint)) for head, checkpoint in found]
+                    await self.witness.append(Seen(c.origin, c.size, c.root, c.number) for _, c in found)
                     await rows.store_checkpoints(
                         tx.connection,
-                        [(h.tenant, h.epoch, c.size, self.key_id, c.root, c.sign(self._signer)) for h, c in found],
+                        [
+                            (h.tenant, h.epoch, c.size, self.key_id, c.root, c.sign(self._signer))
+                            for h, c in (*before, *found)
+                            if c is not None
+                        ],
                     )
                     self.signed += len(found)
             except WitnessError as error:
@@ -135,17 +142,36 @@ class Signing:
         self, connection: Connection, tenant: UUID, epoch: int, forked: list[str]
     ) -> tuple[Head, Checkpoint] | None:
         origin = self.names.origin(tenant, epoch)
+        seen = self.witness.latest(origin)
         try:
             head = await rows.head(connection, tenant, epoch)
             if head is None or head.size == 0:
                 return None
-            await check_extends(connection, head, self.witness.latest(origin))
+            await check_extends(connection, head, seen)
         except ProofError as error:
-            first = "" if self.witness.latest(origin) is not None else "; nothing of this log was signed before"
+            first = "" if seen is not None else "; nothing of this log was signed before"
             self._auditing.alarm("audit-fork", origin=origin, cause=f"{error}{first}")
             forked.append(origin)
             return None
-        return head, Checkpoint(origin, head.size, head.frontier.root())
+        number = seen.number if seen is not None else await self._last_number(connection, tenant, epoch)
+        if seen is None or seen.size < head.size:
+            number += 1
+        return head, Checkpoint.numbered(origin, head.size, head.frontier.root(), number)
+
+    async def _last_number(self, connection: Connection, tenant: UUID, epoch: int) -> int:
+        """Where the witness knows nothing of a log: what the last stored checkpoint says."""
+        row = await rows.last_checkpoint(connection, tenant, epoch)
+        try:
+            return 0 if row is None else Checkpoint.open(row["note"], (self._signer.verifier, *self._retired)).number
+        except NoteError:
+            return 0
+
+    def _before(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """What was signed before it, as it was: stored again where a crash came before its row."""
+        seen = self.witness.latest(checkpoint.origin)
+        if seen is None or seen.size >= checkpoint.size:
+            return None
+        return Checkpoint.numbered(*seen)
 
 
 async def check_extends(connection: Connection, head: Head, seen: Seen | None) -> None:

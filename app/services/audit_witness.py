@@ -1,6 +1,7 @@
 """The high-water mark of every log, outside the database: what was signed, so that nothing contradicts it later.
 
-``witness.log`` is appended to and fsynced before a checkpoint is published. A line: ``<origin> <size> <base64 root>``.
+``witness.log`` is appended to and fsynced before a checkpoint is published. A line: ``<origin> <size> <base64 root>
+<number>``; lines of older versions end at the root.
 Workers share the file through a lock that the kernel frees when its holder dies. A line that a crash cut off counts as
 not written: its checkpoint was not published either; the next writer ends it with `` torn``.
 
@@ -34,11 +35,12 @@ TORN: Final = b" torn"
 
 
 class Seen(NamedTuple):
-    """The largest tree that was signed under an origin."""
+    """The largest tree that was signed under an origin. ``number``: how many were, with it; 0 where nobody counted."""
 
     origin: str
     size: int
     root: bytes
+    number: int = 0
 
 
 class WitnessError(Exception):
@@ -194,14 +196,14 @@ class Witness:
 
 
 def _line(entry: Seen) -> str:
-    return f"{entry.origin} {entry.size} {b64encode(entry.root).decode()}\n"
+    return f"{entry.origin} {entry.size} {b64encode(entry.root).decode()} {entry.number}\n"
 
 
 def _parse(line: bytes) -> Seen:
     try:
-        origin, size, root = line.decode().split(" ")
-        entry = Seen(origin, int(size), b64decode(root, validate=True))
-    except ValueError:
+        origin, size, root, *number = line.decode().split(" ")
+        entry = Seen(origin, int(size), b64decode(root, validate=True), *map(int, number))
+    except (ValueError, TypeError):
         raise WitnessError("the witness holds a line that is none") from None
     if len(entry.root) != HASH_BYTES:
         raise WitnessError("the witness holds a line that is none")

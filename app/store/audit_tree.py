@@ -124,17 +124,18 @@ async def marks(
     connection: Connection, tenant: UUID, epoch: int, first: int, end: int, but: Any, limit: int
 ) -> list[Any]:
     """Up to ``limit`` checkpoints with sizes in (first, end], spread evenly where there are more, and rows whose sizes
-    are impossible; without ``but``, a row.
+    are impossible; without ``but``, a row. ``place`` counts the sizes, also of those that are left out.
     """
     return list(
         await connection.fetch(
             "WITH c AS (SELECT size, key_id, root, note, row_number() OVER (ORDER BY size, key_id) AS n,"
-            " count(*) OVER () AS total FROM confide_audit.checkpoint WHERE tenant_id = $1 AND epoch = $2"
+            " dense_rank() OVER (ORDER BY size) AS place, count(*) OVER () AS total"
+            " FROM confide_audit.checkpoint WHERE tenant_id = $1 AND epoch = $2"
             " AND size > $3 AND size <= $4 AND (size, key_id) <> ($5, $6))"
-            " SELECT size, key_id, root, note FROM c WHERE total <= $7 OR n * $7 / total > (n - 1) * $7 / total"
-            " UNION ALL (SELECT c.size, c.key_id, c.root, c.note FROM confide_audit.checkpoint c"
+            " SELECT size, key_id, root, note, place FROM c WHERE total <= $7 OR n * $7 / total > (n - 1) * $7 / total"
+            " UNION ALL (SELECT c.size, c.key_id, c.root, c.note, NULL FROM confide_audit.checkpoint c"
             " WHERE c.tenant_id = $1 AND c.epoch = $2 AND (c.size < 1 OR c.size > (SELECT size FROM confide_audit.log"
-            " WHERE tenant_id = $1 AND epoch = $2)) LIMIT $7) ORDER BY 1",
+            " WHERE tenant_id = $1 AND epoch = $2)) LIMIT $7) ORDER BY 1, 2",
             tenant,
             epoch,
             first,

@@ -262,6 +262,49 @@ async def test_g4_a_rewritten_tree_is_never_signed(cell: Cell, tenant: Tenant) -
         await cell.parts.services.audit.signing.sign([(tenant.id, 1)])
 
 
+async def checked(tenant: Tenant) -> tuple[int, list[str]]:
+    export = await tenant.auditor.get("/v1/audit/export")
+    report = verify(export.content.splitlines(), await verifier_keys(tenant))
+    return report.exit_code, [found["code"] for found in report.findings]
+
+
+async def test_g4_a_checkpoint_that_was_deleted_between_others_is_missed(cell: Cell, tenant: Tenant) -> None:
+    sizes = []
+    for number in range(4):
+        await a_turn(tenant, number)
+        await sealed(cell, tenant)
+        sizes.append(int((await tenant.auditor.get("/v1/audit/checkpoint")).text.split("\n")[1]))
+    await sealed(cell, tenant)
+    assert await checked(tenant) == (0, [])
+    async with superuser(cell.url, replica=True) as admin:
+        await admin.execute(
+            "DELETE FROM confide_audit.checkpoint WHERE tenant_id = $1 AND size = $2", tenant.id, sizes[1]
+        )
+    await sealed(cell, tenant)
+    assert await checked(tenant) == (1, ["mark"])
+
+
+async def test_g7_a_checkpoint_that_a_crash_left_in_the_witness_alone_is_stored_with_the_next(
+    cell: Cell, tenant: Tenant
+) -> None:
+    async with by_hand(cell) as seal:
+        await a_turn(tenant)
+        await seal()
+        await cell.parts.services.audit.signing.checkpoint(tenant.id)
+        async with superuser(cell.url, replica=True) as admin:
+            where = "FROM confide_audit.checkpoint WHERE tenant_id = $1"
+            before = await admin.fetch(f"SELECT size, key_id, root, note {where} ORDER BY size", tenant.id)
+            await admin.execute(f"DELETE {where} AND size = $2", tenant.id, before[-1]["size"])
+            await a_turn(tenant, 2)
+            await seal()
+            row = await cell.parts.services.audit.signing.checkpoint(tenant.id)
+            after = await admin.fetch(f"SELECT size, key_id, root, note {where} ORDER BY size", tenant.id)
+        assert after[:-1] == before
+        numbers = [int(bytes(one["note"]).split(b"\n")[3].removeprefix(b"number ")) for one in after]
+        assert numbers == list(range(1, len(after) + 1))
+        assert after[-1]["note"] == row["note"]
+
+
 async def test_g4_a_proof_from_altered_rows_is_refused_as_tampering(cell: Cell, tenant: Tenant) -> None:
     await a_turn(tenant)
     await sealed(cell, tenant)

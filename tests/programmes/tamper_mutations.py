@@ -97,7 +97,7 @@ class Mutations(Words):
 
     async def delete(self, db: Connection[Any]) -> Expected:
         leaf, tenant = self.pick(), self.log.tenant
-        match self.rng.randrange(6):
+        match self.rng.randrange(7):
             case 0:
                 await db.execute(f"DELETE FROM {EVENT} WHERE tenant_id = $1 AND leaf = $2", tenant, leaf)
                 return Expected(leaf)
@@ -118,6 +118,11 @@ class Mutations(Words):
                 some = self.rng.sample(range(self.log.size), self.rng.randrange(2, 20))
                 await db.execute(f"DELETE FROM {EVENT} WHERE tenant_id = $1 AND leaf = ANY($2)", tenant, some)
                 return Expected(min(some))
+            case 5:  # the newest would be stored again: the witness has it
+                older = sorted(self.log.sizes)[:-1]
+                some = self.rng.sample(older, self.rng.choice([1, 1, 2, len(older)]))
+                await db.execute(f"DELETE FROM {NOTE} WHERE tenant_id = $1 AND size = ANY($2)", tenant, some)
+                return Expected()
             case _:
                 leaf = self.near_the_end()
                 await db.execute(f"DELETE FROM {EVENT} WHERE tenant_id = $1 AND leaf = $2", tenant, leaf)
