@@ -7,18 +7,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.crypto.context import Domain, SealContext
-from app.crypto.envelope import open_sealed, seal
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.identity import Caller, Kind, new_id
 from app.services.auditing import Trace
 from app.services.control import ControlPlane
 from app.services.erasure import KIND, Erasure, Target
 from app.services.jobs import Jobs
 from app.services.reading import Reading
+from app.services.sealing import open_reason, seal_reason
 from app.services.tenant_keys import TenantKeys
 from app.store import privacy as rows
 from app.store.container_keys import fence
+from app.store.keys import epoch_of
 from app.store.ledger import Ledger
 from app.store.pool import Pool
 
@@ -57,10 +57,12 @@ class Holds:
         kind, container = await self._erasure.place(caller, target)
         keys = await self._reading.keys(caller.tenant)
         hold = new_id()
-        sealed = seal(keys.answers, keys.tenant, keys.index_number, _context(keys, container, hold), reason.encode())
+        sealed = seal_reason(keys, container, hold, reason)
         async with self._control.act(caller, trace, "privacy.hold", step="set", hold=str(hold)) as act:
             if await rows.exists(act.tx, caller.tenant, container) != kind:
                 raise NotFound
+            if await epoch_of(act.tx, caller.tenant) != keys.epoch:
+                raise Unavailable  # a rekey may have looked at all reasons that there are
             act.detail["container"] = str(container)
             row = await rows.insert_hold(
                 act.tx, caller.tenant, hold, container, sealed, caller.principal, caller.api_key
@@ -95,8 +97,7 @@ class Holds:
     @staticmethod
     def _hold(keys: TenantKeys, row: Any) -> Hold:
         keys.check()
-        context = _context(keys, row["container_id"], row["id"])
-        reason = open_sealed(keys.answers, keys.tenant, keys.index_number, context, row["reason"]).decode()
+        reason = open_reason(keys, row["container_id"], row["id"], row["reason"])
         return Hold(
             row["id"],
             row["container_id"],
@@ -106,7 +107,3 @@ class Holds:
             row["released_by"],
             reason,
         )
-
-
-def _context(keys: TenantKeys, container: UUID, hold: UUID) -> SealContext:
-    return SealContext(Domain.REASON, keys.region, keys.tenant, container, hold, hold, 0, "text/plain")

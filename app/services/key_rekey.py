@@ -18,6 +18,7 @@ from app.crypto.keys import seal_index_key
 from app.crypto.secret import SecretKey
 from app.errors import ConfideError, Conflict, Tampered, TenantSealed, Unavailable
 from app.identity import NO_UUID, Caller
+from app.services import sealing
 from app.services.auditing import Trace
 from app.services.bindings import MOVES
 from app.services.control import ControlPlane
@@ -91,6 +92,7 @@ class Rekey:
                     break
             except Stale:
                 self._keyring.discard(job.tenant, at_once=False)
+        await self._reasons(job)
         await sweep(job, self._ledger)
         if job.done.get("tampered"):
             await job.progress(tampered=0, after=str(NO_UUID))  # once it is let go on, it looks at all of them again
@@ -165,6 +167,31 @@ class Rekey:
         known: dict[str, Any] = {"tampered": bad} if bad else {}
         await job.progress(containers=count, objects=objects, turns=turns, after=str(found[-1]), **known)
         return False
+
+    async def _reasons(self, job: Job) -> None:
+        """Why something is held, under the new index key: the old one won't be there for ever."""
+        after, bad = NO_UUID, int(job.done.get("tampered", 0))
+        while True:
+            keys = await self._keyring.present(job.tenant, self._ledger)
+            async with job.step() as tx:
+                row = await lock_tenant(tx, job.tenant)
+                if row["epoch"] != keys.epoch:
+                    raise Unavailable
+                found = await rows.reasons(tx, job.tenant, after, BATCH)
+                for hold in found:
+                    try:
+                        reason = sealing.open_reason(keys, hold["container_id"], hold["id"], hold["reason"])
+                    except Tampered:
+                        bad += 1
+                        continue
+                    sealed = sealing.seal_reason(keys, hold["container_id"], hold["id"], reason)
+                    await rows.replace_reason(tx, job.tenant, hold["id"], sealed)
+                if found:
+                    tx.event(job.tenant, "key.rekey", job.facts({"reasons": len(found)}))
+                job.done |= {"tampered": bad} if bad else {}
+            if not found:
+                return
+            after = found[-1]["id"]
 
     # ------------------------------------------------------------ a day later
 

@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 
 from app.crypto.context import Domain, SealContext
-from app.crypto.envelope import open_sealed, seal
+from app.crypto.envelope import open_sealed, read_header, seal
 from app.crypto.index import IndexKind, index_tag
 from app.crypto.keys import hkdf_sha256
 from app.crypto.secret import SecretKey
@@ -222,3 +222,31 @@ def open_answer(keys: TenantKeys, tag: bytes, sealed: bytes | None) -> Any:
     if sealed is None:
         raise Tampered
     return orjson.loads(open_sealed(keys.answers, keys.tenant, keys.index_number, _answer_context(keys, tag), sealed))
+
+
+# ---------------------------------------------------------------- reasons of holds
+
+
+def _reason_context(keys: TenantKeys, container: UUID, hold: UUID) -> SealContext:
+    return SealContext(Domain.REASON, keys.region, keys.tenant, container, hold, hold, 0, "text/plain")
+
+
+def seal_reason(keys: TenantKeys, container: UUID, hold: UUID, reason: str) -> bytes:
+    """Why something is held, bound to the hold. It moves with the index key, as stored answers do."""
+    context = _reason_context(keys, container, hold)
+    return seal(keys.answers, keys.tenant, keys.index_number, context, reason.encode())
+
+
+def open_reason(keys: TenantKeys, container: UUID, hold: UUID, sealed: bytes) -> str:
+    """Also one that stands under an older index key still. Raises ``Tampered``."""
+    context, number = _reason_context(keys, container, hold), read_header(sealed).generation
+    if number == keys.index_number or keys.former is None:
+        return open_sealed(keys.answers, keys.tenant, keys.index_number, context, sealed).decode()
+    older = next((key for each, key in keys.former.keys if each == number), None)
+    if older is None:
+        raise Tampered
+    with_key = hkdf_sha256(older, b"confide/v1/answers")
+    try:
+        return open_sealed(with_key, keys.tenant, number, context, sealed).decode()
+    finally:
+        with_key.wipe()

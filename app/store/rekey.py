@@ -192,6 +192,25 @@ async def complete(
     )
 
 
+async def reasons(tx: Transaction, tenant: UUID, after: UUID, limit: int) -> list[Any]:
+    """Holds from after ``after``, their rows held, released ones too."""
+    return list(
+        await tx.connection.fetch(
+            "SELECT id, container_id, reason FROM confide.legal_hold WHERE tenant_id = $1 AND id > $2"
+            " ORDER BY id LIMIT $3 FOR NO KEY UPDATE",
+            tenant,
+            after,
+            limit,
+        )
+    )
+
+
+async def replace_reason(tx: Transaction, tenant: UUID, hold: UUID, sealed: bytes) -> None:
+    await tx.connection.execute(
+        "UPDATE confide.legal_hold SET reason = $3 WHERE tenant_id = $1 AND id = $2", tenant, hold, sealed
+    )
+
+
 # ---------------------------------------------------------------- the index keys themselves
 
 

@@ -138,3 +138,23 @@ async def test_the_doctor_alarms_nobody_about_what_it_provokes(pair: tuple[Cell,
     tenant = await cell.tenant()
     await checked(tenant, of_a_file(tmp_path))
     assert cell.parts.services.auditing.alarms == {}
+
+
+async def test_g8_a_holds_reason_outlives_the_index_key_that_it_was_sealed_under(pair: tuple[Cell, Cell]) -> None:
+    cell, other = pair
+    tenant = await cell.tenant()
+    await write(tenant, "s", 1)
+    wanted = {"reason": "Litigation", "subject": "someone"}
+    holds = [(await tenant.admin.post("/v1/privacy/holds", json=wanted)).json()["id"] for _ in range(2)]
+    assert (await tenant.admin.delete(f"/v1/privacy/holds/{holds[0]}")).status_code == 200
+    for _ in range(2):
+        done = await ended(tenant, (await tenant.admin.post("/v1/keys/rekey")).json()["job"])
+        assert not done["progress"].get("tampered")
+        async with cell.parts.services.ledger.transaction(tenant.id) as tx:
+            await tx.connection.execute("UPDATE confide_keys.index_key SET retired_at = now() - interval '26 hours'")
+        await cell.parts.services.keys.rekey.drop_due()
+        for client in (tenant.admin, other.client(tenant.keys["admin"])):
+            found = await client.get("/v1/privacy/holds", params={"released": "true"})
+            assert found.status_code == 200, found.text
+            assert [each["reason"] for each in found.json()["holds"]] == ["Litigation"] * 2
+    assert (await tenant.admin.delete(f"/v1/privacy/holds/{holds[1]}")).json()["reason"] == "Litigation"
