@@ -1,7 +1,8 @@
 """Cross-check: what is stored against what the log says was sealed.
 
 Who can write rows can't forge a ciphertext, but he can put an old row back whole, or delete one. Its version, the
-turn's number or the container's commit number then contradicts the log, whose leaves he can't change.
+turn's number or the container's commit number then contradicts the log, whose leaves he can't change. Nor can he take
+an event out of the answers to ``object=…``: the index of objects is held against the events, both ways.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from app.store.audit_tree import Connection
 EVERY: Final = 1000
 """Containers that are held in memory at one time, with what the log says of them."""
 ERASED: Final = frozenset({"session.delete", "retention.expire", "privacy.erasure"})
+SURPLUS: Final = 1000
+"""Rows of the index, and places in the log, that are named at most."""
 REMOVED_TURNS: Final = frozenset({"turns.pop", "turns.clear"})
 
 
@@ -107,7 +110,30 @@ async def cross_check(pool: AuditPool, tenant: UUID, region: str, every: int = E
         tail = [(row["container"], entry_of(row, region)[0]) for row in await rows.tail(connection, tenant)]
         for within in await rows.ranges(connection, tenant, every):
             await _check_range(connection, tenant, within, tail, report)
+        await _check_index(connection, tenant, report)
     return report
+
+
+async def _check_index(connection: Connection, tenant: UUID, report: Report) -> None:
+    """What no leaf covers: the index of objects, and the order of sealing."""
+    wanted: list[tuple[Any, ...]] = []
+
+    async def look() -> None:
+        for row in await rows.not_indexed(connection, tenant, wanted) if wanted else ():
+            report.findings.append(Finding("index-missing", "", str(row["object"]), f"event {row['id']}", "nothing"))
+        wanted.clear()
+
+    async for row in rows.naming_events(connection, tenant):
+        named = {item for item, _ in orjson.loads(row["entry"]).get("objects", ())}
+        wanted += [(UUID(item), row["time"], row["id"], row["sealed_at"]) for item in named]
+        if len(wanted) >= EVERY:
+            await look()
+    await look()
+    for row in await rows.surplus_index(connection, tenant, SURPLUS):
+        report.findings.append(Finding("index-surplus", "", str(row["object"]), "nothing", f"event {row['id']}"))
+    for row in await rows.sealed_out_of_order(connection, tenant, SURPLUS):
+        place = f"leaf {row['leaf']} of epoch {row['epoch']}"
+        report.findings.append(Finding("sealed-order", "", place, "between its neighbours", str(row["sealed_at"])))
 
 
 async def _check_range(

@@ -1,4 +1,7 @@
-"""SQL of the cross-check: what a tenant has stored, ids and numbers only, and every event that sealed something."""
+"""SQL of the cross-check: what a tenant has stored, ids and numbers only, and every event that sealed something.
+
+And the rows beside the events, which no leaf covers: the index of objects, and when each event was sealed.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,60 @@ async def turns(connection: Connection, tenant: UUID, within: Range) -> list[Any
             f" WHERE tenant_id = $1 AND {_WITHIN.format('container_id')}",
             tenant,
             *within,
+        )
+    )
+
+
+async def naming_events(connection: Connection, tenant: UUID) -> AsyncIterator[Any]:
+    """(id, time, sealed_at, entry) of events that name objects."""
+    sql = (
+        "SELECT id, time, sealed_at, entry FROM confide_audit.event WHERE tenant_id = $1"
+        " AND position('\"objects\":['::bytea IN entry) > 0"
+    )
+    async for row in connection.cursor(sql, tenant, prefetch=2000):
+        yield row
+
+
+async def not_indexed(connection: Connection, tenant: UUID, wanted: list[tuple[Any, ...]]) -> list[Any]:
+    """Those of (object, time, event, sealed_at) that the index of objects doesn't have."""
+    return list(
+        await connection.fetch(
+            "SELECT w.object, w.id FROM unnest($2::uuid[], $3::timestamptz[], $4::uuid[], $5::timestamptz[])"
+            " AS w (object, time, id, sealed_at) WHERE NOT EXISTS (SELECT FROM confide_audit.event_object o"
+            " WHERE o.tenant_id = $1 AND o.object = w.object AND o.time = w.time AND o.id = w.id"
+            " AND o.sealed_at = w.sealed_at)",
+            tenant,
+            *map(list, zip(*wanted, strict=True)),
+        )
+    )
+
+
+async def surplus_index(connection: Connection, tenant: UUID, limit: int) -> list[Any]:
+    """(object, event) of rows of the index whose event isn't there, at that time and place, or doesn't name it."""
+    return list(
+        await connection.fetch(
+            "SELECT o.object, o.id FROM confide_audit.event_object o LEFT JOIN confide_audit.event e"
+            " ON e.tenant_id = $1 AND e.id = o.id AND e.sealed_at = o.sealed_at AND e.time = o.time"
+            " WHERE o.tenant_id = $1 AND (e.id IS NULL OR position(convert_to(o.object::text, 'UTF8') IN e.entry) = 0)"
+            " LIMIT $2",
+            tenant,
+            limit,
+        )
+    )
+
+
+async def sealed_out_of_order(connection: Connection, tenant: UUID, limit: int) -> list[Any]:
+    """(epoch, leaf, sealed_at) of events that are said to be sealed before the leaf to their left, or after the log's
+    last.
+    """
+    return list(
+        await connection.fetch(
+            "SELECT x.epoch, x.leaf, x.sealed_at FROM (SELECT epoch, leaf, sealed_at,"
+            " lag(sealed_at) OVER (PARTITION BY epoch ORDER BY leaf) AS before FROM confide_audit.event"
+            " WHERE tenant_id = $1) x JOIN confide_audit.log l ON l.tenant_id = $1 AND l.epoch = x.epoch"
+            " WHERE x.sealed_at < x.before OR x.sealed_at > l.sealed_at ORDER BY 1, 2 LIMIT $2",
+            tenant,
+            limit,
         )
     )
 

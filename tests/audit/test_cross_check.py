@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.services.audit_cross_check import cross_check
-from tests.audit.conftest import a_turn, sealed
+from tests.audit.conftest import a_turn, events, sealed
 from tests.audit.journal_rows import superuser
 from tests.cell import REGION, Cell, Tenant
 
@@ -86,6 +86,74 @@ async def test_g2_rows_put_back_or_deleted_behind_the_services_back_are_named(ce
     report = await cross_check(cell.parts.services.audit.pools[0], tenant.id, REGION)
     named = {finding.container: finding.kind for finding in report.findings}
     assert named == {turn["session"]["id"]: kind for kind, turn in sessions.items()}
+
+
+INDEX = {
+    "deleted": ("DELETE FROM confide_audit.event_object WHERE id = $1", {"index-missing"}),
+    "another object": (
+        "UPDATE confide_audit.event_object SET object = gen_random_uuid() WHERE id = $1",
+        {"index-missing", "index-surplus"},
+    ),
+    "another time": (
+        "UPDATE confide_audit.event_object SET time = time + interval '1 us' WHERE id = $1",
+        {"index-missing", "index-surplus"},
+    ),
+    "another event": (
+        (
+            "UPDATE confide_audit.event_object SET id = (SELECT id FROM confide_audit.event WHERE leaf = 0"
+            " ORDER BY tenant_id LIMIT 1) WHERE id = $1"
+        ),
+        {"index-missing", "index-surplus"},
+    ),
+    "inserted": (
+        (
+            "INSERT INTO confide_audit.event_object SELECT tenant_id, gen_random_uuid(), time, id, sealed_at"
+            " FROM confide_audit.event_object WHERE id = $1"
+        ),
+        {"index-surplus"},
+    ),
+    "sealed at": (
+        "UPDATE confide_audit.event SET sealed_at = sealed_at + interval '1 us' WHERE id = $1",
+        {"index-missing", "index-surplus"},
+    ),
+    "sealed early": (
+        (
+            "UPDATE confide_audit.event SET sealed_at = sealed_at - interval '1 h' WHERE leaf ="
+            " (SELECT leaf - 1 FROM confide_audit.event WHERE id = $1)"
+            " AND tenant_id = (SELECT tenant_id FROM confide_audit.event WHERE id = $1)"
+        ),
+        {"sealed-order"},
+    ),
+    "sealed late": (
+        (
+            "UPDATE confide_audit.event SET sealed_at = sealed_at + interval '1 h' WHERE leaf ="
+            " (SELECT leaf - 1 FROM confide_audit.event WHERE id = $1)"
+            " AND tenant_id = (SELECT tenant_id FROM confide_audit.event WHERE id = $1)"
+        ),
+        {"sealed-order"},
+    ),
+}
+
+
+async def test_g4_rows_that_no_leaf_covers_are_held_against_the_events(cell: Cell, tenant: Tenant) -> None:
+    await live_a_little(tenant)
+    await sealed(cell, tenant)
+    await cell.parts.services.audit.sealer.close()
+    event = (await events(tenant, action="context.commit"))[0]["id"]
+    pool = cell.parts.services.audit.pools[0]
+    async with superuser(cell.url, replica=True) as admin:
+        copies = {}
+        for table in ("event", "event_object"):
+            copies[table] = await admin.fetch(f"SELECT * FROM confide_audit.{table}")
+        for what, (change, kinds_) in INDEX.items():
+            assert (await cross_check(pool, tenant.id, REGION)).findings == [], what
+            await admin.execute(change.replace("$1", f"'{event}'"))
+            found = {finding.kind for finding in (await cross_check(pool, tenant.id, REGION)).findings}
+            assert found >= kinds_, what
+            assert found <= kinds_ | ({"sealed-order", "index-missing", "index-surplus"} if "sealed" in what else set())
+            for table, rows in copies.items():
+                await admin.execute(f"DELETE FROM confide_audit.{table}")
+                await admin.copy_records_to_table(table, schema_name="confide_audit", records=rows)
 
 
 async def test_the_command_names_the_row_and_exits_with_1(cell: Cell, tenant: Tenant, tmp_path: Path) -> None:
