@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cell, cold, report, suite, variants
+from bench import beside, cell, cold, held, report, suite, variants
 from bench.http import RefusedError
 from bench.measure import LoadError
 from bench.processes import ROOT, ServerError
@@ -34,6 +34,8 @@ PARTS = (
     "objects",
     "workers",
     "cold",
+    "beside",
+    "held",
 )
 
 
@@ -115,6 +117,8 @@ def measure(bench: Bench) -> None:
         "objects": lambda: variants.many_objects(bench, confide, key),
         "workers": lambda: variants.workers(bench),
         "cold": lambda: cold.cold_start(bench, confide, operator),
+        "beside": lambda: beside.jobs(bench, confide, values),
+        "held": lambda: held.held_keys(bench),
     }
     for part, work in later.items():
         if bench.wants(part):

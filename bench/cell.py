@@ -84,7 +84,7 @@ async def execute(url: str, *statements: str) -> None:
 def service_env(state: Path) -> dict[str, str]:
     return {
         "CONFIDE_ENV": "dev",
-        "CONFIDE_REGION": "bench",
+        "CONFIDE_REGION": "eu-central-1",
         "CONFIDE_STATE_DIR": str(state),
         "CONFIDE_RATE_PER_SECOND": "1000000",
     }

@@ -27,7 +27,7 @@ def cold_start(bench: Bench, confide: Subject, operator: str) -> None:
     with service(bench, "confide-cold") as fresh:
         up = time.monotonic() - started
         bench.say("cold start: each tenant's first request, then its second")
-        first, second = asyncio.run(_first_and_second(fresh.port, json.loads(path.read_text())))
+        first, second = asyncio.run(first_and_second(fresh.port, json.loads(path.read_text())))
     bench.extra["cold_start"] = {"provider": "local", "seconds_to_serve": up, "first": first, "second": second}
     bench.notes.append(
         f"cold start, local provider: serving after {up:.1f} s; a tenant's first request p50 {first['p50']:.1f} ms,"
@@ -35,7 +35,8 @@ def cold_start(bench: Bench, confide: Subject, operator: str) -> None:
     )
 
 
-async def _first_and_second(port: int, stored: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+async def first_and_second(port: int, stored: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Quantiles in milliseconds, of one request for each session of a file of targets, and of one more."""
     took: tuple[list[float], list[float]] = [], []
     async with Http(HOST, port) as http:
         for turn in took:

@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any, Self
 
+POLL = 0.1
+
 
 class RefusedError(Exception):
     """An answer of 400 or more."""
@@ -45,9 +47,17 @@ class Http:
         return body
 
     async def json(self, verb: str, path: str, key: str | None, body: Any, *more: str) -> Any:
-        """Raises RefusedError."""
-        text = json.dumps(body, ensure_ascii=False).encode()
-        status, answer = await self.request(verb, path, key, text, "Content-Type: application/json", *more)
+        """``body`` None: without one. Raises RefusedError."""
+        text = b"" if body is None else json.dumps(body, ensure_ascii=False).encode()
+        kind = () if body is None else ("Content-Type: application/json",)
+        status, answer = await self.request(verb, path, key, text, *kind, *more)
         if status >= 400:
             raise RefusedError(status, answer)
         return json.loads(answer) if answer else None
+
+    async def done(self, path: str, key: str) -> None:
+        """Wait for a job. Raises RefusedError, also where it failed."""
+        while (found := await self.json("GET", path, key, None))["state"] != "done":
+            if found["state"] == "failed":
+                raise RefusedError(200, json.dumps(found).encode())
+            await asyncio.sleep(POLL)

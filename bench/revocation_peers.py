@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -32,8 +33,11 @@ WORKERS = 2
 
 
 class CountingProxy(FaultProxy):
-    """Knows how many requests it has under way. While ``out``, it answers 503 to all."""
+    """Knows how many requests it has under way. While ``out``, it answers 503 to all; ``pause``: seconds before it
+    answers.
+    """
 
+    pause = 0.0
     under_way = 0
     peak = 0
     seen = 0
@@ -47,6 +51,7 @@ class CountingProxy(FaultProxy):
         try:
             if self.out:
                 return await Fault(503, "{}").play(request)
+            await asyncio.sleep(self.pause)
             return await super()._answer(request)
         finally:
             self.under_way -= 1
@@ -70,9 +75,9 @@ def peers(folder: Path) -> Iterator[Peers]:
         url = server.superuser_url()
         upgrade(url)
         name_region(url, REGION)
-        authority = Authority(_made(folder / "ca"))
-        aws = _ministack(stack, _made(folder / "ministack"))
-        bao, proxy = _bao(stack, _made(folder / "bao"), authority)
+        authority = Authority(made(folder / "ca"))
+        aws = ministack(stack, made(folder / "ministack"))
+        bao, proxy = transit(stack, made(folder / "bao"), authority)
         azure = FakeAzure(authority)
         azure.start()
         stack.callback(azure.stop)
@@ -81,18 +86,18 @@ def peers(folder: Path) -> Iterator[Peers]:
         told = {
             "region": REGION,
             "database": url,
-            "state": str(_made(folder / "state")),
+            "state": str(made(folder / "state")),
             "aws": aws.gate.url,
             "azure_port": azure.port,
             "ca": str(authority.file),
             "transit": proxy.url,
             "token": endpoint.auth.token,  # type: ignore[union-attr]
         }
-        urls = [_worker(stack, _made(folder / f"worker-{number}"), told) for number in range(WORKERS)]
+        urls = [_worker(stack, made(folder / f"worker-{number}"), told) for number in range(WORKERS)]
         yield Peers(world, proxy, told, urls)
 
 
-def _made(folder: Path) -> Path:
+def made(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -101,7 +106,7 @@ def _answers(port: int) -> Callable[[], None]:
     return lambda: socket.create_connection(("127.0.0.1", port), 1).close()
 
 
-def _ministack(stack: ExitStack, folder: Path) -> AwsWorld:
+def ministack(stack: ExitStack, folder: Path) -> AwsWorld:
     port = free_port()
     environment = {
         "AUTH": "true",
@@ -120,7 +125,7 @@ def _ministack(stack: ExitStack, folder: Path) -> AwsWorld:
     return AwsWorld(f"http://127.0.0.1:{port}", gate, MINISTACK_ACCOUNT)
 
 
-def _bao(stack: ExitStack, folder: Path, authority: Authority) -> tuple[TransitWorld, CountingProxy]:
+def transit(stack: ExitStack, folder: Path, authority: Authority) -> tuple[TransitWorld, CountingProxy]:
     port = free_port()
     binary = next(
         path

@@ -41,6 +41,8 @@ def checks(bench: Bench) -> list[dict[str, Any]]:
             ratio = next((each["ratio"] for each in group["rows"] if "ratio" in each), None)
             at_least(f"{group['title']} against few", THIRD, ratio)
     at_most("a quiet tenant's p99 beside a flood of 10 ×", 2.0, bench.extra.get("fairness", {}).get("ratio"))
+    share = bench.extra.get("kms_calls", {}).get("quick", {}).get("share")
+    check("KMS calls of all operations", "≤ 1 %", share * 100 if share is not None else None, met=(share or 0) <= 0.01)
     return found
 
 
