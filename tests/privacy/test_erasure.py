@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from app.audit.checkpoint import VerifierKey
 from app.services.attesting import open_document
 from app.services.deletion_journal import read_journal
 from tests.cell import Cell, Tenant, running_cell
 from tests.privacy.made import dialogue, rows_of, sql, until
+from tests.privacy.shared import cell, in_module, module_database, tenant
+
+__all__ = ["cell", "module_database", "tenant"]
+pytestmark = in_module
 
 
 async def finished(tenant: Tenant, job: str, state: str = "done") -> dict[str, Any]:
@@ -63,7 +69,7 @@ async def test_g8_a_hold_blocks_an_erasure_and_says_so_until_it_is_released(cell
     blocked = await finished(tenant, asked["id"], "blocked")
     assert [each["hold"] for each in blocked["blocked_by"]] == [held.json()["id"]]
     assert await rows_of(cell, session) > 0
-    stored = await sql(cell, "SELECT reason FROM confide.legal_hold")
+    stored = await sql(cell, "SELECT reason FROM confide.legal_hold WHERE tenant_id = $1", tenant.id)
     assert b"Zx81planted" not in stored[0]["reason"]
     listed = (await tenant.admin.get("/v1/privacy/holds")).json()["holds"]
     assert [(each["reason"], "released_at" in each) for each in listed] == [(reason, False)]
@@ -74,7 +80,7 @@ async def test_g8_a_hold_blocks_an_erasure_and_says_so_until_it_is_released(cell
 
 async def test_g8_an_erasure_by_id_needs_no_key(cell: Cell, tenant: Tenant) -> None:
     session = await dialogue(tenant, "call-1")
-    await sql(cell, "UPDATE confide.tenant SET key_state = 'revoked', epoch = epoch + 1")
+    await sql(cell, "UPDATE confide.tenant SET key_state = 'revoked', epoch = epoch + 1 WHERE id = $1", tenant.id)
     cell.parts.services.keyring.discard(tenant.id, at_once=True)
     asked = await tenant.admin.post("/v1/privacy/erasures", json={"session": str(session)})
     assert asked.status_code == 202, asked.text
@@ -148,7 +154,7 @@ async def test_g8_a_tenant_that_leaves_is_erased_with_its_keys_and_its_log_stays
     assert document["containers"] == 2
     assert document["keys"]["root_keys"] == 1
     for table in ("confide_keys.root_key", "confide_keys.index_key", "confide.container", "confide.context_object"):
-        assert (await sql(cell, f"SELECT count(*) FROM {table}"))[0][0] == 0
+        assert (await sql(cell, f"SELECT count(*) FROM {table} WHERE tenant_id = $1", tenant.id))[0][0] == 0
     events = await tenant.auditor.get("/v1/audit/events", params={"action": "offboard"})
     assert events.status_code == 200
     assert len(events.json()["events"]) >= 3
@@ -175,11 +181,13 @@ async def _gone(cell: Cell, session: UUID) -> bool:
     return await rows_of(cell, session) == 0
 
 
-async def test_g8_a_deletion_that_the_journal_cannot_hold_is_not_confirmed(cell: Cell, tenant: Tenant) -> None:
+async def test_g8_a_deletion_that_the_journal_cannot_hold_is_not_confirmed(
+    cell: Cell, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = await dialogue(tenant, "call-1")
 
     def full(_: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    cell.parts.services.privacy.deletions._write = full  # type: ignore[method-assign]
+    monkeypatch.setattr(cell.parts.services.privacy.deletions, "_write", full)
     assert (await tenant.runtime.delete(f"/v1/sessions/{session}")).status_code == 503

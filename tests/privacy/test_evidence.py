@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
 from app.__main__ import main
 from app.audit.checkpoint import Checkpoint, Signer, VerifierKey
@@ -23,7 +24,10 @@ from app.store.evidence import CHECKS, run
 from app.store.ledger import Transaction
 from tests.cell import Cell, Tenant, running_cell
 from tests.privacy.made import dialogue
+from tests.privacy.shared import in_module, module_database, tenant
 from tests.privacy.test_incidents import sealed_events
+
+__all__ = ["module_database", "tenant"]
 
 EVENT = (
     "INSERT INTO confide_audit.event (tenant_id, epoch, leaf, sealed_at, id, time, action, outcome, purpose, principal,"
@@ -92,12 +96,13 @@ PLANTED = {
 }
 
 
-@pytest.fixture
-async def cell(database: str, tmp_path: Path) -> AsyncIterator[Cell]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cell(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cell]:
     """Its operator asks for a contract."""
-    file = tmp_path / "trust.yaml"
+    state = tmp_path_factory.mktemp("state")
+    file = state / "trust.yaml"
     file.write_text("documents:\n  - {id: dpa, title: Data processing agreement, version: '1'}\n")
-    async with running_cell(database, tmp_path / "state", trust_file=file) as made:
+    async with running_cell(module_database, state, trust_file=file) as made:
         yield made
 
 
@@ -139,6 +144,7 @@ async def look(cell: Cell, tenant: Tenant, name: str) -> tuple[int, list[str]]:
         return await run(tx, CHECKS[name], tenant.id, *around(), terms_of(cell))
 
 
+@in_module
 async def test_every_check_is_kept_on_a_healthy_cell_and_broken_by_its_planted_failure(
     cell: Cell, tenant: Tenant
 ) -> None:
@@ -150,14 +156,16 @@ async def test_every_check_is_kept_on_a_healthy_cell_and_broken_by_its_planted_f
         assert await planted(cell, name, tenant), name
 
 
+@in_module
 async def test_terms_are_kept_by_the_present_version_only_or_while_there_is_time_for_it(
-    cell: Cell, tenant: Tenant
+    cell: Cell, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    of_cell = cell.parts.services.privacy.evidence
     today = datetime.now(UTC).date()
 
     async def found(**change: str) -> list[str]:
         now = Document(**({"id": "dpa", "title": "Data processing agreement", "version": "1"} | change))
-        cell.parts.services.privacy.evidence.documents = terms(Statement(documents=[now]))
+        monkeypatch.setattr(of_cell, "documents", terms(Statement(documents=[now])))
         return (await look(cell, tenant, "terms"))[1]
 
     soon = {"version": "2", "announced": "2026-01-01", "effective": str(today + timedelta(days=1))}
@@ -170,7 +178,7 @@ async def test_terms_are_kept_by_the_present_version_only_or_while_there_is_time
     assert await found(version="2") == ["dpa"]
     assert await found(title="Another text under the same version") == ["dpa"]
     assert await found(url="https://example.com/exchanged") == ["dpa"]
-    cell.parts.services.privacy.evidence.documents = []
+    monkeypatch.setattr(of_cell, "documents", [])
     assert (await look(cell, tenant, "terms"))[1] == ["no document"]
     period = {"from": around()[0].isoformat(), "to": around()[1].isoformat(), "control": "q-dpa"}
     assert (await tenant.auditor.get("/v1/evidence", params=period)).json()["evidence"]["result"] == "broken"
@@ -184,6 +192,7 @@ def test_every_control_has_a_query_or_says_what_is_not_evidenced() -> None:
     assert {check for control in CONTROLS.values() for check in control.checks} == set(CHECKS)
 
 
+@in_module
 async def test_evidence_is_signed_and_verifies_offline_with_its_checkpoint(cell: Cell, tenant: Tenant) -> None:
     await healthy(cell, tenant)
     period = {
@@ -210,6 +219,7 @@ async def test_evidence_is_signed_and_verifies_offline_with_its_checkpoint(cell:
     assert (await tenant.runtime.get("/v1/evidence/archive", params=period)).status_code == 403
 
 
+@in_module
 async def test_the_archive_verifies_with_one_command_and_every_change_of_it_is_found(
     cell: Cell, tenant: Tenant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,10 @@ import pytest
 
 from tests.cell import Cell, Tenant
 from tests.dialogue.calls import commit, done, refused
+from tests.privacy.shared import cell, in_module, module_database, tenant
+
+__all__ = ["cell", "module_database", "tenant"]
+pytestmark = in_module
 
 ONE = {"collection": "state", "key": "slots"}
 REMOVALS: dict[str, tuple[str, str, dict[str, Any] | None]] = {

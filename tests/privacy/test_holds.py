@@ -10,7 +10,11 @@ import asyncpg
 
 from tests.cell import Cell, Tenant
 from tests.privacy.made import dialogue, expire, rows_of, sql
+from tests.privacy.shared import cell, in_module, module_database, tenant
 from tests.privacy.test_erasure import finished
+
+__all__ = ["cell", "module_database", "tenant"]
+pytestmark = in_module
 
 
 async def hold(tenant: Tenant, **target: str) -> str:

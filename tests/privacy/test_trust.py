@@ -14,9 +14,13 @@ from app.services.attesting import open_document
 from app.services.trust import TrustFileError, load_statement
 from tests.cell import Cell, Tenant, running_cell
 from tests.privacy.made import dialogue
+from tests.privacy.shared import cell, in_module, module_database, tenant
 from tests.privacy.test_incidents import sealed_events
 
+__all__ = ["cell", "module_database", "tenant"]
 
+
+@in_module
 async def test_g9_a_transfer_needs_a_consent_that_is_absent_by_default_and_revocable(
     cell: Cell, tenant: Tenant
 ) -> None:
@@ -29,7 +33,7 @@ async def test_g9_a_transfer_needs_a_consent_that_is_absent_by_default_and_revoc
     made = await tenant.admin.post("/v1/privacy/consents", json=body)
     assert made.status_code == 201, made.text
     assert await residency.allowed(tenant.id, "us-east-1", "kms")
-    assert not await residency.allowed(tenant.id, "us-east-1", "export")
+    assert not await residency.allowed(tenant.id, "us-east-1", "audit-stream")
     listed = (await tenant.auditor.get("/v1/privacy/consents")).json()["consents"]
     assert [each["safeguard"] for each in listed] == ["scc"]
     assert (await tenant.auditor.post(f"/v1/privacy/consents/{made.json()['id']}/revoke")).status_code == 403
@@ -37,6 +41,7 @@ async def test_g9_a_transfer_needs_a_consent_that_is_absent_by_default_and_revoc
     assert not await residency.allowed(tenant.id, "us-east-1", "kms")
 
 
+@in_module
 async def test_g9_two_cells_side_by_side_each_refuse_the_others_key_and_name_the_right_cell(
     database: str, empty_database: str, tmp_path: Path
 ) -> None:
@@ -58,6 +63,7 @@ async def test_g9_two_cells_side_by_side_each_refuse_the_others_key_and_name_the
         assert await dialogue(european, "call-1") != await dialogue(american, "call-1")
 
 
+@in_module
 async def test_g10_the_statement_is_signed_reproducible_and_sums_to_the_logs_count(cell: Cell, tenant: Tenant) -> None:
     begun = datetime.now(UTC) - timedelta(minutes=1)
     for n in range(3):
@@ -89,6 +95,7 @@ async def test_g10_the_statement_is_signed_reproducible_and_sums_to_the_logs_cou
     assert counted == document["total"]
 
 
+@in_module
 async def test_g10_training_is_not_a_purpose_and_no_setting_adds_one(cell: Cell, tenant: Tenant) -> None:
     assert {purpose.value for purpose in Purpose} == {"serve", "subject-access", "tenant-export", "maintenance"}
     asked = {"name": "trainer", "role": "runtime", "purposes": ["training"]}
@@ -101,6 +108,7 @@ async def test_g10_training_is_not_a_purpose_and_no_setting_adds_one(cell: Cell,
     assert names == []
 
 
+@in_module
 async def test_the_trust_page_states_what_the_deployment_says_and_acceptance_is_recorded(
     database: str, tmp_path: Path
 ) -> None:
@@ -161,6 +169,7 @@ def test_a_documents_new_version_is_announced_for_its_notice_period_too(
         load_statement(file)
 
 
+@in_module
 async def test_g9_an_audit_stream_leaves_the_region_only_under_a_consent(cell: Cell, tenant: Tenant) -> None:
     abroad = {"url": "https://siem.example.com/in", "region": "us-east-1"}
     assert (await tenant.admin.post("/v1/audit/streams", json=abroad)).status_code == 403
