@@ -5,6 +5,7 @@ content, names chosen by clients, secrets or SQL. ``app/api/problems.py`` maps t
 
     ConfideError
     ├── BadRequest              the request can't be understood
+    │   └── MethodUnknown       its method is none that the service knows
     ├── InvalidRequest          understood, but not valid
     │   ├── NumberNotRepresentable, IdempotencyMismatch
     ├── Unauthenticated         one and the same for every failure
@@ -13,7 +14,7 @@ content, names chosen by clients, secrets or SQL. ``app/api/problems.py`` maps t
     ├── NotFound                absent, expired, erased or somebody else's: equal
     ├── Conflict
     ├── PreconditionFailed, PreconditionRequired
-    ├── TooLarge, UnsupportedMediaType, NotAcceptable
+    ├── TooLarge, HeadTooLarge, UnsupportedMediaType
     ├── WrongRegion
     ├── RateLimited
     ├── KeyMisconfigured        the tenant's key binding needs mending
@@ -40,6 +41,12 @@ class BadRequest(ConfideError):
     """The request is not well-formed: broken JSON, a bad id, a bad cursor, a bad header."""
 
     detail = "The request is not well-formed."
+
+
+class MethodUnknown(BadRequest):
+    """Where no resource has the method (RFC 9110 section 9.1); MethodNotAllowed where others have it."""
+
+    detail = "No resource has this method. Methods are case-sensitive."
 
 
 class InvalidRequest(ConfideError):
@@ -124,6 +131,12 @@ class PreconditionRequired(ConfideError):
 
 class TooLarge(ConfideError):
     detail = "The request body is too large."
+
+
+class HeadTooLarge(ConfideError):
+    """Path, query and headers together."""
+
+    detail = "The request's path, query and headers are too large."
 
 
 class UnsupportedMediaType(ConfideError):

@@ -7,6 +7,7 @@ doesn't cancel the handler: work that is shared with others' requests must end i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +20,20 @@ from uuid import UUID
 import uuid_utils
 
 from app.api.body import ClientGone, read_body, refuse_body
-from app.api.http import Answer, ParamDecoder, Request, StreamAnswer
+from app.api.http import Answer, Headers, ParamDecoder, Request, StreamAnswer
 from app.api.lifespan import Lifespan, observed, run_lifespan
 from app.api.parse import QueryParser, body_decoder, header_check
 from app.api.problems import internal_answer, problem_answer
-from app.api.send import BrokenStream, send_answer, send_stream
+from app.api.send import BrokenStream, answer_headers, send_answer, send_stream
 from app.api.table import BodyLimits, RawBody, Route, Table
 from app.errors import (
     BadRequest,
     ConfideError,
     Forbidden,
     MethodNotAllowed,
+    OutcomeUnknown,
     Unauthenticated,
+    Unavailable,
     UnsupportedMediaType,
 )
 from app.identity import Caller, Purpose
@@ -56,6 +59,9 @@ _SINGLE: Final = frozenset(
     }
 )
 _PURPOSES: Final = {purpose.value.encode(): purpose for purpose in Purpose}
+_STOPPED: Final = (
+    "The service stopped before this request was done. Repeat it, with the same Idempotency-Key if it has one."
+)
 _CLIENT_GONE: Final = 499  # only ever logged: the client that would read it is gone
 _log: Final = logging.getLogger("confide.http")
 
@@ -154,6 +160,14 @@ class Api:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
+    def refused(self, error: ConfideError) -> tuple[int, Headers, bytes]:
+        """The answer to a request that the protocol couldn't parse, counted and logged like any other."""
+        exchange = _Exchange({}, _no_body)
+        exchange.trace_id = exchange.request_id.replace("-", "")
+        answer = problem_answer(error, exchange.request_id)
+        self._record(exchange, answer.status, 0.0)
+        return answer.status, answer_headers(answer, exchange.request_id, exchange.trace_id), answer.body
+
     async def _http(self, exchange: _Exchange, send: Send) -> None:
         started = perf_counter()
         in_flight = self._metrics.http_in_flight.values
@@ -198,6 +212,9 @@ class Api:
             return problem_answer(error, exchange.request_id)
         except ClientGone:
             raise
+        except asyncio.CancelledError:  # the drain's time is over; what was begun goes on without us
+            safe = exchange.scope["method"] in {"GET", "HEAD"}
+            return problem_answer(Unavailable(_STOPPED) if safe else OutcomeUnknown(_STOPPED), exchange.request_id)
         except Exception as error:  # noqa: BLE001  the last net: nothing of it may reach the client
             self._report(exchange, error)
             return internal_answer(exchange.request_id)
@@ -289,6 +306,10 @@ class Api:
         self._metrics.internal_errors.inc((path,))
         fields = {"route": path, "request": exchange.request_id, "trace": exchange.trace_id}
         _log.error("internal error", extra={"fields": {**fields, "error": exception_shape(error)}})
+
+
+async def _no_body() -> MutableMapping[str, Any]:
+    return {"type": "http.disconnect"}
 
 
 def _decoded(decoders: tuple[ParamDecoder, ...], values: list[bytes]) -> tuple[Any, ...]:

@@ -224,7 +224,7 @@ def _success(doc: ResponseDoc, refs: Mapping[int, Any]) -> dict[str, Any]:
 
 def error_types(route: Route) -> tuple[type[errors.ConfideError], ...]:
     """What the route may answer beside success: what its declaration implies, and what it names."""
-    kinds: list[type[errors.ConfideError]] = [errors.BadRequest, errors.ConfideError]
+    kinds: list[type[errors.ConfideError]] = [errors.BadRequest, errors.HeadTooLarge, errors.ConfideError]
     if not route.public:
         kinds += [errors.Unauthenticated, errors.Forbidden, errors.TenantSuspended, errors.WrongRegion]
         kinds += [errors.RateLimited, errors.Unavailable]

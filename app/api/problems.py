@@ -30,6 +30,7 @@ PROBLEMS: Final[Mapping[type[errors.ConfideError], Problem]] = MappingProxyType(
     {
         errors.ConfideError: Problem(500, "internal-error", "Internal error"),
         errors.BadRequest: Problem(400, "bad-request", "Bad request"),
+        errors.MethodUnknown: Problem(501, "method-unknown", "Method unknown"),
         errors.InvalidRequest: Problem(422, "invalid-request", "Invalid request"),
         errors.NumberNotRepresentable: Problem(422, "number-not-representable", "Number not representable"),
         errors.IdempotencyMismatch: Problem(422, "idempotency-mismatch", "Idempotency key used before"),
@@ -44,6 +45,7 @@ PROBLEMS: Final[Mapping[type[errors.ConfideError], Problem]] = MappingProxyType(
         errors.KeyMisconfigured: Problem(409, "key-misconfigured", "Key binding misconfigured"),
         errors.PreconditionFailed: Problem(412, "precondition-failed", "Precondition failed"),
         errors.TooLarge: Problem(413, "too-large", "Too large"),
+        errors.HeadTooLarge: Problem(431, "head-too-large", "Request head too large"),
         errors.UnsupportedMediaType: Problem(415, "unsupported-media-type", "Unsupported media type"),
         errors.WrongRegion: Problem(421, "wrong-region", "Wrong region"),
         errors.PreconditionRequired: Problem(428, "precondition-required", "Precondition required"),

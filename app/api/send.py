@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
 
-from app.api.http import Answer, StreamAnswer
+from app.api.http import Answer, Headers, StreamAnswer
 from app.api.protocol import answer_at_once
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,9 +23,8 @@ class BrokenStream(Exception):
     """A stream's source failed after the answer's head was sent. Its cause is for the log; it has no text."""
 
 
-async def send_answer(send: Send, answer: Answer, method: str, request_id: str, trace_id: str) -> None:
+def answer_headers(answer: Answer, request_id: str, trace_id: str) -> Headers:
     """Content-Length is that of the body also for HEAD (RFC 9110 section 8.6); 204 and 304 have none."""
-    body = answer.body
     headers = [
         _NO_STORE,
         _NO_SNIFF,
@@ -35,11 +34,18 @@ async def send_answer(send: Send, answer: Answer, method: str, request_id: str, 
     ]
     if answer.content_type is not None:
         headers.append((b"content-type", answer.content_type))
-        headers.append((b"content-length", b"%d" % len(body)))
+        headers.append((b"content-length", b"%d" % len(answer.body)))
     elif answer.status not in {204, 304}:
-        headers.append((b"content-length", b"%d" % len(body)))
+        headers.append((b"content-length", b"%d" % len(answer.body)))
     if answer.status == _TOO_LARGE:
         headers.append(_CLOSE)  # what is left of the body need not be read
+    return headers
+
+
+async def send_answer(send: Send, answer: Answer, method: str, request_id: str, trace_id: str) -> None:
+    """A whole answer, in one write where that can be."""
+    headers = answer_headers(answer, request_id, trace_id)
+    body = answer.body
     if method != "HEAD" and answer_at_once(send, answer.status, headers, body):
         return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

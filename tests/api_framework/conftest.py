@@ -356,7 +356,13 @@ def served(world: World) -> Iterator[Served]:
     """The demo API behind a real uvicorn on a free loopback port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            world.api, lifespan="on", log_config=None, proxy_headers=False, server_header=False, access_log=False
+            world.api,
+            http="app.api.protocol:Protocol",
+            lifespan="on",
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

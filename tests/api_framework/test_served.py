@@ -110,6 +110,23 @@ async def test_a_client_that_leaves_while_it_sends_gets_no_answer(world: Any) ->
     assert '"status":499' in world.log.getvalue()
 
 
+@pytest.mark.parametrize(("method", "problem"), [("GET", "unavailable"), ("POST", "outcome-unknown")])
+async def test_a_request_that_outlasts_the_drain_is_told_so(world: Any, method: str, problem: str) -> None:
+    """The server cancels what is left; a 500 would say that it failed."""
+
+    async def wait(_authorization: bytes | None, _address: str) -> Any:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    waiting = asyncio.Event()
+    world.gate.authenticate = wait
+    call = asyncio.create_task(world.call(method, "/v1/notes"))
+    await waiting.wait()
+    call.cancel()
+    reply = await call
+    assert (reply.status, reply.problem, reply.json["retry_after"]) == (503, problem, 1)
+
+
 async def test_a_websocket_is_refused(world: Any) -> None:
     sent: list[Any] = []
 
