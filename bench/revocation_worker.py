@@ -72,7 +72,14 @@ def worker_settings(told: dict[str, Any]) -> Settings:
 def main() -> None:
     told = json.loads(os.environ[VARIABLE])
     parts = assemble(worker_settings(told), kms_settings(told))
-    uvicorn.run(api_of(parts), port=told["port"], log_level="error", access_log=False, lifespan="on")
+    uvicorn.run(
+        api_of(parts),
+        http="app.api.protocol:Protocol",
+        port=told["port"],
+        log_level="error",
+        access_log=False,
+        lifespan="on",
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final
 
+from app import __version__
 from app.cli.beside import keep
 from app.cli.output import FAILED, OK, CommandError, Subparsers, complain
 from app.cli.postgres import StartPostgres
@@ -39,6 +41,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser], start_postgres: 
     parser.add_argument("--host", help="address to listen on (CONFIDE_HOST, default 127.0.0.1)")
     parser.add_argument("--port", help="port to listen on, 0 for any (CONFIDE_PORT, default 8080)")
     parser.add_argument("--workers", help="worker processes (CONFIDE_WORKERS, default 1)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one line of JSON once it answers: url, pid, workers and so on"
+    )
     parser.set_defaults(run=partial(run, start_postgres=start_postgres))
 
 
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace, *, start_postgres: StartPostgres) -> int:
     signal.signal(signal.SIGTERM, _stop)
     with ExitStack() as stack:
         try:
-            return _serve(stack, demo=args.demo, start_postgres=start_postgres)
+            return _serve(stack, demo=args.demo, as_json=args.json, start_postgres=start_postgres)
         except KeyboardInterrupt:
             return OK
 
@@ -60,7 +65,7 @@ def _stop(_number: int, _frame: object) -> None:
     raise SystemExit(OK)
 
 
-def _serve(stack: ExitStack, *, demo: bool, start_postgres: StartPostgres) -> int:
+def _serve(stack: ExitStack, *, demo: bool, as_json: bool, start_postgres: StartPostgres) -> int:
     from app.cli import demo as demo_tenant  # noqa: PLC0415  the service's modules take a second to import
     from app.cli.database import bring_up, head, set_up_embedded  # noqa: PLC0415
     from app.main import load, preflight, private_dir  # noqa: PLC0415
@@ -72,6 +77,7 @@ def _serve(stack: ExitStack, *, demo: bool, start_postgres: StartPostgres) -> in
     if demo and not settings.dev:
         raise CommandError("--demo is for development: set CONFIDE_ENV=dev")
     listener = stack.enter_context(_listen(settings.host, settings.port))
+    embedded = settings.database_url is None
     if settings.database_url is None:
         server = start_postgres(private_dir(settings.state_dir) / "postgres")
         stack.callback(server.stop)
@@ -86,11 +92,31 @@ def _serve(stack: ExitStack, *, demo: bool, start_postgres: StartPostgres) -> in
             asyncio.run(demo_tenant.prepare(settings, url))
     except CellError as error:
         raise CommandError(str(error)) from None
-    if demo:
+    if as_json:
+        told = _told(settings, url, embedded=embedded)
+        _say_when_ready(
+            url, json.dumps(told | ({"demo": str(settings.state_dir.absolute() / "demo.env")} if demo else {}))
+        )
+    elif demo:
         _say_when_ready(url, demo_tenant.banner(settings.state_dir, url))
     if settings.sealer == "process":
         stack.callback(keep("app.main:seal_forever", "sealer"))
     return _run_server(listener, settings)
+
+
+def _told(settings: Any, url: str, *, embedded: bool) -> dict[str, Any]:
+    """What a script wants to know of a service that it started. No secrets."""
+    return {
+        "event": "ready",
+        "url": url,
+        "pid": os.getpid(),
+        "workers": settings.workers,
+        "version": __version__,
+        "env": settings.env,
+        "region": settings.region,
+        "database": "embedded" if embedded else "external",
+        "state": str(settings.state_dir.absolute()),
+    }
 
 
 def _listen(host: str, port: int) -> socket.socket:

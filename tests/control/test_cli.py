@@ -57,7 +57,8 @@ def service(database: str, cell_variables: dict[str, str], tmp_path: Path) -> It
     """A served cell in a thread; what a client's environment needs to reach it."""
     listener = socket.create_server(("127.0.0.1", 0))
     app = api_of(assemble(settings_of(database, tmp_path / "state")))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none"))
+    config = uvicorn.Config(app, http="app.api.protocol:Protocol", log_config=None, lifespan="on", ws="none")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
     thread.start()
     made = confide("operator-key", "create", "--json", **cell_variables)
@@ -232,9 +233,32 @@ def test_serve_without_a_schema_says_to_migrate(empty_database: str) -> None:
 
 def test_serve_tells_a_port_in_use(cell_variables: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        done = confide("serve", "--port", str(busy.getsockname()[1]), **cell_variables)
-    assert done.returncode == 1
-    assert "--port" in done.stderr
+        for options in ([], ["--json"]):
+            done = confide("serve", "--port", str(busy.getsockname()[1]), *options, **cell_variables)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "--port" in done.stderr
+
+
+def test_serve_tells_a_script_in_one_line_where_it_answers(cell_variables: dict[str, str], tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CONFIDE_")}
+    command = [sys.executable, "-m", "app", "serve", "--json", "--demo", "--port", "0"]
+    with (tmp_path / "log").open("wb") as log:
+        serving = subprocess.Popen(
+            command, cwd=ROOT, env=clean | cell_variables, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    assert serving.stdout is not None
+    told = json.loads(serving.stdout.readline() or "{}")
+    try:
+        expected = {"event": "ready", "pid": serving.pid, "workers": 1, "region": REGION, "database": "external"}
+        assert told.items() >= expected.items(), (tmp_path / "log").read_text()
+        assert confide("healthcheck", CONFIDE_URL=told["url"]).returncode == 0
+        keys = Path(told["demo"]).read_text()
+        assert f"CONFIDE_URL={told['url']}\n" in keys
+        assert not any(line.partition("=")[2] in json.dumps(told) for line in keys.splitlines() if "_KEY=" in line)
+    finally:
+        serving.terminate()
+        rest, _ = serving.communicate(timeout=60)
+    assert (serving.returncode, rest) == (0, "")
 
 
 def test_demo_is_for_development(cell_variables: dict[str, str]) -> None:

@@ -89,7 +89,13 @@ def running(postgres: str, database_template: str, tmp_path_factory: pytest.Temp
     async def serve(listener: socket.socket) -> None:
         async with running_cell(database, state, _kms(state), trust_file=terms) as cell:
             config = uvicorn.Config(
-                cell.api, lifespan="off", log_config=None, proxy_headers=False, server_header=False, access_log=False
+                cell.api,
+                http="app.api.protocol:Protocol",
+                lifespan="off",
+                log_config=None,
+                proxy_headers=False,
+                server_header=False,
+                access_log=False,
             )
             server = uvicorn.Server(config)
             task = asyncio.create_task(server.serve(sockets=[listener]))

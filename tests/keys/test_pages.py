@@ -66,7 +66,10 @@ def _with_key(folder: Path, tenant: Tenant) -> None:
 async def reader(cell: Cell, tenant: Tenant, folder: Path, tools: Path, **more: str) -> AsyncIterator[Reader]:
     """Someone at a shell with the tools, a served cell and an admin's key in a file."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(cell.api, port=port, log_level="error", access_log=False, lifespan="off"))
+    config = uvicorn.Config(
+        cell.api, http="app.api.protocol:Protocol", port=port, log_level="error", access_log=False, lifespan="off"
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: asyncio.sleep(0, server.started))
     _with_key(folder, tenant)
