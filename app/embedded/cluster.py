@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -134,6 +135,7 @@ class Cluster:
 
     def start_initdb(self) -> subprocess.Popen[bytes]:
         """Begin to make the cluster in ``data.new``; ``adopt`` takes it over once the process has ended well."""
+        _check_account()
         shutil.rmtree(self._unfinished, ignore_errors=True)
         write_private(self.password_file, secrets.token_urlsafe(32) + "\n")
         command = [
@@ -209,6 +211,19 @@ class Cluster:
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         return open(os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")  # noqa: PTH123
+
+
+def _check_account() -> None:
+    """initdb looks its user up; the server, once made, doesn't."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise EmbeddedPostgresError(
+            f"No account has the user id {os.geteuid()} that Confide runs as, and PostgreSQL makes a database for "
+            "accounts only: run Confide as a user that /etc/passwd names (in a container: another --user, or an image "
+            "or a mounted /etc/passwd with an entry for this one), or point CONFIDE_DATABASE_URL at a PostgreSQL 15 or "
+            "newer."
+        ) from None
 
 
 def write_private(path: Path, text: str) -> None:

@@ -132,6 +132,24 @@ def test_an_ordinary_user_can_run_it(open_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_root")
+def test_a_user_id_without_an_account_is_told_what_to_do(open_folder: Path) -> None:
+    stranger = next(user for user in range(54_321, 60_000) if not _has_account(user))
+    os.chown(open_folder, stranger, -1)
+    _, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=stranger).communicate(timeout=60)
+    assert f"No account has the user id {stranger}" in errors
+    assert "another --user" in errors
+    assert "CONFIDE_DATABASE_URL" in errors
+
+
+def _has_account(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("as_root")
 def test_a_directory_made_as_root_is_refused_to_a_user_with_a_way_out(open_folder: Path) -> None:
     EmbeddedPostgres.start(open_folder / "postgres").stop()
     (open_folder / "postgres").chmod(0o755)
