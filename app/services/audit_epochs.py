@@ -1,6 +1,8 @@
 """After a restore: a log whose stored tree no longer holds what was signed goes on under a new origin.
 
-The first event of the new epoch names what was lost. The old epoch stays as it is and is never signed again.
+The first event of the new epoch names what was lost. The old epoch stays as it is and is never signed again. So does a
+log whose head contradicts itself, signed or not: nothing could be sealed behind it, and one tenant's damage must not
+hold up the others, whose events come with its own.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-from app.audit.event import VERSION, encode, format_time, leaf_hash
+from app.audit.event import MAX_INTEGER, VERSION, encode, format_time, leaf_hash
 from app.audit.merkle import Frontier, ProofError
 from app.identity import new_id
 from app.services.audit_signing import Signing, check_extends
@@ -18,7 +20,7 @@ from app.services.audit_witness import Seen
 from app.services.auditing import Auditing
 from app.store import audit_seal as rows
 from app.store.audit_seal import Connection, Encoded, Grown
-from app.store.audit_tree import Head, heads
+from app.store.audit_tree import Broken, Head, heads
 
 Hold = Callable[[Connection], Awaitable[None]]
 
@@ -30,15 +32,21 @@ async def open_epochs(connection: Connection, signing: Signing, region: str, aud
     """
     opened = 0
     async with signing.witness.locked():
-        stored = await heads(connection)
-        for tenant, (epoch, seen) in _newest(signing).items():
-            head = stored.get(tenant)
-            why = await _lost(connection, head, epoch, seen)
-            if why is not None:
-                auditing.alarm("audit-restored", origin=seen.origin, cause=why)
-                next_epoch = max(epoch, head.epoch if head is not None else 0) + 1
-                await _open(connection, tenant, next_epoch, head, seen, region, hold)
-                opened += 1
+        stored, broken = await heads(connection)
+        known = _newest(signing)
+        for tenant, (epoch, seen) in known.items():
+            if tenant not in broken:
+                head = stored.get(tenant)
+                why = await _lost(connection, head, epoch, seen)
+                if why is not None:
+                    at = Broken(head.epoch, head.size, why) if head is not None else Broken(0, 0, why)
+                    broken[tenant] = at._replace(epoch=max(at.epoch, epoch))
+        for tenant, at in broken.items():
+            unsigned = Seen(signing.names.origin(tenant, at.epoch), 0, b"")
+            epoch, seen = known.get(tenant, (0, unsigned))
+            auditing.alarm("audit-restored", origin=seen.origin, cause=at.why)
+            await _open(connection, tenant, max(epoch, at.epoch) + 1, at.size, seen, region, hold)
+            opened += 1
     return opened
 
 
@@ -68,9 +76,8 @@ async def _lost(connection: Connection, head: Head | None, epoch: int, seen: See
 
 
 async def _open(
-    connection: Connection, tenant: UUID, epoch: int, head: Head | None, seen: Seen, region: str, hold: Hold
+    connection: Connection, tenant: UUID, epoch: int, kept: int, seen: Seen, region: str, hold: Hold
 ) -> None:
-    kept = head.size if head is not None else 0
     moment = await rows.now(connection)
     event: dict[str, Any] = {
         "v": VERSION,
@@ -86,7 +93,7 @@ async def _open(
             "lost_origin": seen.origin,
             "signed_size": seen.size,
             "signed_root": b64encode(seen.root).decode(),
-            "stored_size": kept,
+            "stored_size": min(kept, MAX_INTEGER),
         },
     }
     entry, leaves, frontier = encode(event), rows.Leaves(), Frontier()

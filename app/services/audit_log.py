@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.errors import NotFound, TenantSuspended, Unauthenticated
+from app.audit.merkle import ProofError
+from app.errors import NotFound, TenantSuspended, Unauthenticated, Unavailable
 from app.identity import Caller
 from app.services.access import Access
 from app.services.audit_events import entry_of, event_of
@@ -62,6 +63,9 @@ class AuditReading:
         except Unauthenticated:
             self._access.forget(caller.api_key)
             raise
+        except ProofError as error:
+            self.auditing.alarm("audit-tree", tenant=str(caller.tenant), cause=str(error))
+            raise Unavailable("The stored log's head contradicts itself. The operator has been alarmed.") from None
         except TenantSuspended:
             await self.auditing.denied(caller, "suspended", trace)
             raise

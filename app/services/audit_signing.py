@@ -80,7 +80,7 @@ class Signing:
         An older epoch grows no more: its last checkpoint is answered. Raises Unavailable.
         """
         async with self._pool.transaction(tenant) as tx:
-            newest = await rows.head(tx.connection, tenant)
+            newest = await self._head(tx.connection, tenant)
             if newest is None or (epoch is not None and epoch > newest.epoch):
                 return None
             found = await rows.last_checkpoint(tx.connection, tenant, epoch or newest.epoch, 0, self.key_id)
@@ -99,6 +99,14 @@ class Signing:
             ) from None
         async with self._pool.transaction(tenant) as tx:
             return await rows.last_checkpoint(tx.connection, tenant, newest.epoch, 0, self.key_id)
+
+    async def _head(self, connection: Connection, tenant: UUID) -> Head | None:
+        """Raises Unavailable where it contradicts itself: until the sealer has opened a new epoch."""
+        try:
+            return await rows.head(connection, tenant)
+        except ProofError as error:
+            self._auditing.alarm("audit-tree", tenant=str(tenant), cause=str(error))
+            raise Unavailable("The stored log's head contradicts itself. The operator has been alarmed.") from None
 
     async def _not_behind(self, head: Head) -> None:
         """Raises Unavailable where more was signed than is stored: until the sealer has opened a new epoch."""

@@ -227,7 +227,8 @@ class Sealer:
             if batch.grown:
                 await rows.grow(connection, batch.grown)
                 await rows.insert_leaves(connection, batch.leaves)
-                await rows.insert_nodes(connection, batch.grown)
+                for tenant in await rows.insert_nodes(connection, batch.grown):
+                    self._auditing.alarm("audit-tree", tenant=str(tenant), cause="a hash stood where another belongs")
             await rows.set_marks(connection, marks)
         for before, after, _ in batch.grown:
             self._heads[before.tenant] = Head(before.tenant, before.epoch, after, started)

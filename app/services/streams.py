@@ -19,6 +19,7 @@ from uuid import UUID
 
 import orjson
 
+from app.audit.merkle import ProofError
 from app.crypto.secret import SecretKey
 from app.errors import ConfideError, Conflict, Forbidden, NotFound
 from app.identity import Caller, new_id
@@ -135,7 +136,7 @@ class Streams:
             await self._deliver(stream)
         except NotDelivered as error:
             await self._failed(stream, str(error))
-        except ConfideError as error:
+        except (ConfideError, ProofError) as error:
             log.error("a stream waits", extra={"fields": {"error": type(error).__name__}})
 
     async def _deliver(self, stream: Any) -> None:

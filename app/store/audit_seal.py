@@ -256,22 +256,38 @@ _OBJECTS: Final = (
 )
 
 
-async def insert_nodes(connection: Connection, grown: Sequence[Grown]) -> None:
-    """All hashes travel as one value; each run says where its own begin."""
+async def insert_nodes(connection: Connection, grown: Sequence[Grown]) -> set[UUID]:
+    """All hashes travel as one value; each run says where its own begin.
+
+    Answers the tenants in whose trees another hash stood already where one belongs. It stays, since nothing here is
+    ever changed; what it spoils is that log alone, and whoever signs, proves or verifies finds it.
+    """
     runs: list[tuple[UUID, int, int, int, int, int]] = []
     hashes: list[bytes] = []
     for log in grown:
         for level, first, row in log.runs:
             runs.append((log.before.tenant, log.before.epoch, level, first, len(row), len(hashes)))
             hashes += row
-    await connection.execute(
-        "INSERT INTO confide_audit.node (tenant_id, epoch, level, index, hash)"
-        " SELECT r.tenant, r.epoch, r.level, r.first + n, substr($7::bytea, 32 * (r.start + n) + 1, 32)"
-        " FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::bigint[], $5::int[], $6::int[])"
-        " AS r (tenant, epoch, level, first, count, start), generate_series(0, r.count - 1) AS n",
-        *map(list, zip(*runs, strict=True)),
-        b"".join(hashes),
+    arguments = (*map(list, zip(*runs, strict=True)), b"".join(hashes))
+    done = await connection.execute(
+        f"INSERT INTO confide_audit.node (tenant_id, epoch, level, index, hash) {_NODES} ON CONFLICT DO NOTHING",
+        *arguments,
     )
+    if int(done.rpartition(" ")[2]) == len(hashes):
+        return set()
+    spoilt = await connection.fetch(
+        f"SELECT DISTINCT tenant_id FROM confide_audit.node JOIN ({_NODES}) AS w (tenant_id, epoch, level, index, made)"  # noqa: S608
+        " USING (tenant_id, epoch, level, index) WHERE hash <> made",
+        *arguments,
+    )
+    return {row["tenant_id"] for row in spoilt}
+
+
+_NODES: Final = (
+    "SELECT r.tenant, r.epoch, r.level, r.first + n, substr($7::bytea, 32 * (r.start + n) + 1, 32)"
+    " FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::bigint[], $5::int[], $6::int[])"
+    " AS r (tenant, epoch, level, first, count, start), generate_series(0, r.count - 1) AS n"
+)
 
 
 async def set_marks(connection: Connection, marks: Sequence[tuple[UUID, int, datetime]]) -> None:

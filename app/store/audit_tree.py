@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -16,6 +16,8 @@ Connection: TypeAlias = "asyncpg.Connection[Any]"
 Proof = TypeVar("Proof")
 
 NO_HASH: Final = bytes(32)
+DAYS_AHEAD: Final = 27
+"""The next month's partition is there: what would be sealed later than that has no place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,32 @@ async def head(connection: Connection, tenant: UUID, epoch: int | None = None) -
     return Head.of(row) if row is not None else None
 
 
-async def heads(connection: Connection) -> dict[UUID, Head]:
-    """The newest head of every log of the cell."""
-    rows = await connection.fetch("SELECT * FROM confide_audit.heads()")
-    return {row["tenant_id"]: Head.of(row) for row in rows}
+class Broken(NamedTuple):
+    """What stands in the row of a head that contradicts itself."""
+
+    epoch: int
+    size: int
+    why: str
+
+
+async def heads(connection: Connection) -> tuple[dict[UUID, Head], dict[UUID, Broken]]:
+    """The newest head of every log of the cell, and of those where it is none, what is wrong."""
+    whole: dict[UUID, Head] = {}
+    broken: dict[UUID, Broken] = {}
+    for row in await connection.fetch(
+        "SELECT *, sealed_at > clock_timestamp() + $1 * interval '1 day' AS ahead FROM confide_audit.heads()",
+        DAYS_AHEAD,
+    ):
+        try:
+            head = Head.of(row)
+        except ProofError as error:
+            broken[row["tenant_id"]] = Broken(row["epoch"], row["size"], str(error))
+            continue
+        if row["ahead"]:
+            broken[head.tenant] = Broken(head.epoch, head.size, "the log's head is of a time that is to come")
+        else:
+            whole[head.tenant] = head
+    return whole, broken
 
 
 async def with_nodes(
