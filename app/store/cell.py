@@ -10,6 +10,9 @@ import asyncpg
 
 from app.store.connection import BROKEN
 
+OLDEST: Final = 15
+"""PostgreSQL's major version."""
+
 REGION: Final = "SELECT region FROM confide.cell"
 MAKE_PARTITIONS: Final = (
     "SELECT confide_audit.make_journal_partition((now() AT TIME ZONE 'UTC')::date + n) FROM generate_series(0, 1) AS n"
@@ -39,11 +42,16 @@ SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'confide_service') AS migrat
 
 
 async def connect(url: str) -> asyncpg.Connection[Any]:
-    """A plain connection as the URL's own login. Raises CellError."""
+    """A plain connection as the URL's own login. Raises CellError, also where the server is too old."""
     try:
-        return await asyncpg.connect(url, timeout=10)
+        connection = await asyncpg.connect(url, timeout=10)
     except (*BROKEN, asyncpg.PostgresError, TimeoutError, ValueError) as error:
         raise CellError(f"The database can't be reached or refuses the login ({type(error).__name__}).") from None
+    major = connection.get_server_version().major
+    if major < OLDEST:
+        await connection.close()
+        raise CellError(f"The database is PostgreSQL {major}; Confide needs {OLDEST} or newer.")
+    return connection
 
 
 async def reach(url: str) -> None:

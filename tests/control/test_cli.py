@@ -8,10 +8,12 @@ import json
 import os
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -229,6 +231,32 @@ def test_serve_without_a_schema_says_to_migrate(empty_database: str) -> None:
     done = confide("serve", "--port", "0", **production)
     assert done.returncode == 1
     assert "confide migrate" in done.stderr
+
+
+def test_a_server_that_is_too_old_is_named_as_that() -> None:
+    """One that greets as PostgreSQL 14 does; nobody asks it more."""
+    greeting = b"R" + struct.pack(">ii", 8, 0)
+    for name, value in ((b"server_version", b"14.9"), (b"client_encoding", b"UTF8"), (b"TimeZone", b"UTC")):
+        greeting += b"S" + struct.pack(">i", 6 + len(name) + len(value)) + name + b"\0" + value + b"\0"
+
+    def greet(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                if client.recv(4096)[4:8] == b"\x04\xd2\x16\x2f":  # may we speak TLS?
+                    client.sendall(b"N")
+                    client.recv(4096)
+                client.sendall(greeting + b"Z" + struct.pack(">ic", 5, b"I"))
+                client.recv(4096)
+                client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=greet, args=(listener,), daemon=True).start()
+        url = f"postgresql://planted@127.0.0.1:{listener.getsockname()[1]}/x"
+        for command in (("migrate",), ("migrate", "--check"), ("serve", "--port", "0")):
+            done = confide(*command, **SAFE | {"CONFIDE_DATABASE_URL": url, "CONFIDE_OWNER_DATABASE_URL": url})
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "PostgreSQL 14; Confide needs 15 or newer" in done.stderr
 
 
 def test_serve_tells_a_port_in_use(cell_variables: dict[str, str]) -> None:
