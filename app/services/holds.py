@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from app.errors import NotFound, Unavailable
@@ -21,6 +21,13 @@ from app.store.container_keys import fence
 from app.store.keys import epoch_of
 from app.store.ledger import Ledger
 from app.store.pool import Pool
+
+TRIES: Final = 3
+"""Of keys that have changed while a reason was sealed, before the caller is asked to come again."""
+
+
+class _Stale(Unavailable):
+    """The tenant's keys or policy have changed since its keys were loaded."""
 
 
 @dataclass(slots=True)
@@ -55,24 +62,36 @@ class Holds:
         Raises NotFound, InvalidRequest.
         """
         kind, container = await self._erasure.place(caller, target)
-        keys = await self._reading.keys(caller.tenant)
-        hold = new_id()
-        sealed = seal_reason(keys, container, hold, reason)
-        async with self._control.act(caller, trace, "privacy.hold", step="set", hold=str(hold)) as act:
-            if await rows.exists(act.tx, caller.tenant, container) != kind:
-                raise NotFound
-            if await epoch_of(act.tx, caller.tenant) != keys.epoch:
-                raise Unavailable  # a rekey may have looked at all reasons that there are
-            act.detail["container"] = str(container)
-            row = await rows.insert_hold(
-                act.tx, caller.tenant, hold, container, sealed, caller.principal, caller.api_key
-            )
+        for _ in range(TRIES):
+            keys = await self._reading.keys(caller.tenant)
+            try:
+                row = await self._insert(caller, keys, kind, container, reason, trace)
+                break
+            except _Stale:
+                self._reading.keyring.discard(caller.tenant, at_once=False)
+        else:
+            raise Unavailable
         if kind is Kind.SUBJECT:
             # A session whose transaction had begun before the hold was there has missed both the flag and the trigger.
             await fence(self._ledger, self._pool, caller.tenant)
             async with self._ledger.transaction(caller.tenant) as tx:
                 await rows.flag_held(tx, caller.tenant, container)
         return self._hold(keys, row)
+
+    async def _insert(
+        self, caller: Caller, keys: TenantKeys, kind: Kind, container: UUID, reason: str, trace: Trace
+    ) -> Any:
+        hold = new_id()
+        sealed = seal_reason(keys, container, hold, reason)
+        async with self._control.act(caller, trace, "privacy.hold", step="set", hold=str(hold)) as act:
+            if await rows.exists(act.tx, caller.tenant, container) != kind:
+                raise NotFound
+            if await epoch_of(act.tx, caller.tenant) != keys.epoch:
+                raise _Stale  # a rekey may have looked at all reasons that there are
+            act.detail["container"] = str(container)
+            return await rows.insert_hold(
+                act.tx, caller.tenant, hold, container, sealed, caller.principal, caller.api_key
+            )
 
     async def page(self, caller: Caller, *, everything: bool, limit: int, trace: Trace) -> list[Hold]:
         """The newest first. Opening the reasons uses the tenant's key: it is an event."""

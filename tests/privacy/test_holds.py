@@ -95,6 +95,14 @@ async def test_g8_a_runtimes_own_hold_and_a_legal_one_come_and_go_independently(
     assert (await tenant.runtime.delete(f"/v1/sessions/{begun}")).status_code == 204
 
 
+async def test_g8_a_hold_right_after_a_change_of_policy_is_set_at_once(cell: Cell, tenant: Tenant) -> None:
+    """The change raises the tenant's epoch: this worker's keys are stale, and it must notice by itself."""
+    session = await dialogue(tenant, "call-1")
+    for seconds in (86_400, 172_800):
+        assert (await tenant.admin.patch("/v1/tenant", json={"ttl_idle_seconds": seconds})).status_code == 200
+        await release(tenant, await hold(tenant, session=str(session)))
+
+
 async def test_g8_a_session_whose_transaction_began_before_the_hold_is_held_too(cell: Cell, tenant: Tenant) -> None:
     first = await dialogue(tenant, "first", "customer-1")
     row = (await sql(cell, "SELECT * FROM confide.container WHERE id = $1", first))[0]
