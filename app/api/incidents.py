@@ -95,6 +95,12 @@ class ClockOut(Out):
     told_at: datetime | None = None
 
 
+class CustomersClockOut(ClockOut):
+    """Told is who was found affected, all of them. ``untold``: tenants that have yet to be."""
+
+    untold: list[UUID] = field(default_factory=list)
+
+
 class IncidentOut(Out):
     """``history`` has every entry: number, at, kind, actor, audience, affected, detail, words."""
 
@@ -103,7 +109,7 @@ class IncidentOut(Out):
     phase: str
     detected_at: datetime
     opened_at: datetime
-    customer: ClockOut
+    customer: CustomersClockOut
     authority: ClockOut
     history: list[dict[str, Any]] = field(default_factory=list)
 

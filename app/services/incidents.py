@@ -140,11 +140,12 @@ class Incidents:
         }
         affected = [part.tenant for part in parts if part.tenant != NO_UUID]
         async with self._control.act(caller, trace, "incident.scope", *affected, incident=str(incident)) as act:
-            await self._check_open(act.tx, incident)
+            row = await self._check_open(act.tx, incident)
+            clock = {"detected_at": row["detected_at"].isoformat(), "customer_due": row["customer_due"].isoformat()}
             for part in parts:
                 counts = {"containers": part.containers, "subjects": part.subjects, "events": part.events}
                 states = {"key_states": part.key_states, "key_history": part.key_history}
-                scope = asked | counts | states
+                scope = asked | counts | states | clock
                 if part.dropped_to is not None:
                     scope["dropped_to"] = part.dropped_to.isoformat()
                 await rows.insert_part(act.tx, part.tenant, incident, scope, part.listed)
@@ -223,10 +224,21 @@ class Incidents:
 
 
 def describe(row: Any, entries: Sequence[Any]) -> dict[str, Any]:
-    """An incident's state: phase, deadlines, and whether each was kept. ``row["now"]``: the latest of the clocks."""
+    """An incident's state: phase, deadlines, and whether each was kept. ``row["now"]``: the latest of the clocks.
+
+    Customers are told when the last of them is: each tenant that was found affected.
+    """
+    first: dict[tuple[str, UUID | None], datetime] = {}
+    for each in entries:
+        if each["kind"] == "notified":
+            first.setdefault((each["audience"], each["affected"]), each["at"])
+    affected = {each["affected"] for each in entries if each["kind"] == "scoped"} - {None, NO_UUID}
+    untold = affected - {tenant for audience, tenant in first if audience == "customer"}
     told = {
-        audience: min((e["at"] for e in entries if e["kind"] == "notified" and e["audience"] == audience), default=None)
-        for audience in ("customer", "authority")
+        "authority": min((at for (audience, _), at in first.items() if audience == "authority"), default=None),
+        "customer": None
+        if untold
+        else max((at for (audience, _), at in first.items() if audience == "customer"), default=None),
     }
     phases = [orjson.loads(entry["detail"]).get("phase") for entry in entries if entry["kind"] in {"phase", "closed"}]
     start = "draft" if row["draft"] else "open"
@@ -242,6 +254,6 @@ def describe(row: Any, entries: Sequence[Any]) -> dict[str, Any]:
         "phase": phases[-1] if phases else start,
         "detected_at": row["detected_at"],
         "opened_at": row["opened_at"],
-        "customer": clock("customer", row["customer_due"]),
+        "customer": clock("customer", row["customer_due"]) | {"untold": sorted(untold)},
         "authority": clock("authority", row["authority_due"]),
     }

@@ -174,12 +174,13 @@ CHECKS: Final[dict[str, Check]] = {
         f"SELECT e.id FROM {EVENTS} AND e.action = 'tamper.refused'",
     ),
     "incidents-told": Check(
-        "Was the tenant told of every incident that touched it, in time?",
+        "Was a notice of every incident that touched the tenant delivered within its time, from detection?",
         "SELECT count(*) FROM confide.incident_part WHERE tenant_id = $1 AND at >= $2 AND at < $3",
-        "SELECT DISTINCT p.incident_id FROM confide.incident_part p WHERE p.tenant_id = $1 AND p.at >= $2 AND p.at < $3"
+        "SELECT DISTINCT p.incident_id FROM confide.incident_part p, LATERAL (SELECT coalesce("
+        "(p.scope ->> 'customer_due')::timestamptz, p.at + interval '24 hours') AS at) due"
+        " WHERE p.tenant_id = $1 AND p.at >= $2 AND p.at < $3 AND due.at < now()"
         " AND NOT EXISTS (SELECT FROM confide.notice n WHERE n.tenant_id = $1 AND n.incident_id = p.incident_id"
-        " AND coalesce(n.delivered_at, n.created_at) <= p.at + interval '24 hours')"
-        " AND p.at < now() - interval '24 hours'",
+        " AND n.delivered_at <= due.at)",
     ),
     "customer-key": Check(
         "Does the customer's key stand above every root key, once it has been activated?",

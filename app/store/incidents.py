@@ -114,7 +114,8 @@ async def entries(tx: Transaction, incident: UUID) -> list[Any]:
 
 
 async def overdue(tx: Transaction, now: datetime) -> list[Any]:
-    """(id, audience, due, now) of incidents whose deadline has passed with nobody told, and no alarm raised yet.
+    """(id, audience, due, now) of incidents whose deadline has passed with nobody told, or one of the affected tenants
+    not, and no alarm raised yet.
 
     Passed by the worker's clock (``now``) or the database's.
     """
@@ -124,7 +125,13 @@ async def overdue(tx: Transaction, now: datetime) -> list[Any]:
             " LATERAL (VALUES ('customer', i.customer_due), ('authority', i.authority_due)) AS a (audience, due)"
             " WHERE i.tenant_id = $1 AND a.due < greatest(now(), $2) AND NOT EXISTS ("
             "  SELECT FROM confide.incident_entry e WHERE e.tenant_id = i.tenant_id AND e.incident_id = i.id"
-            "  AND (e.kind = 'closed' OR (e.kind IN ('notified', 'overdue') AND e.audience = a.audience)))",
+            "  AND (e.kind = 'closed' OR (e.kind = 'overdue' AND e.audience = a.audience)))"
+            " AND (NOT EXISTS (SELECT FROM confide.incident_entry n WHERE n.tenant_id = i.tenant_id"
+            "  AND n.incident_id = i.id AND n.kind = 'notified' AND n.audience = a.audience)"
+            " OR (a.audience = 'customer' AND EXISTS (SELECT FROM confide.incident_entry s WHERE"
+            "  s.tenant_id = i.tenant_id AND s.incident_id = i.id AND s.kind = 'scoped' AND s.affected <> i.tenant_id"
+            "  AND NOT EXISTS (SELECT FROM confide.incident_entry n WHERE n.tenant_id = i.tenant_id"
+            "  AND n.incident_id = i.id AND n.kind = 'notified' AND n.affected = s.affected))))",
             NO_UUID,
             now,
         )

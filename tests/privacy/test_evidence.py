@@ -184,6 +184,37 @@ async def test_terms_are_kept_by_the_present_version_only_or_while_there_is_time
     assert (await tenant.auditor.get("/v1/evidence", params=period)).json()["evidence"]["result"] == "broken"
 
 
+@in_module
+async def test_being_told_means_that_a_notice_was_delivered_within_the_time_from_detection(
+    cell: Cell, tenant: Tenant
+) -> None:
+    hour = timedelta(hours=1)
+    now = datetime.now(UTC)
+
+    async def found(due: timedelta, delivered: timedelta | None, *, noticed: bool = True) -> bool:
+        """Whether an incident breaks it, with its part, its due time and a notice, each so long ago."""
+        incident = new_id()
+        async with cell.parts.services.privacy.ledger.transaction(tenant.id) as tx:
+            scope = json.dumps({"customer_due": (now - due).isoformat()})
+            await tx.connection.execute(
+                "INSERT INTO confide.incident_part (tenant_id, incident_id, at, scope, containers)"
+                " VALUES ($1, $2, $3, $4, '[]')", tenant.id, incident, now - 3 * hour, scope,
+            )  # fmt: skip
+            if noticed:
+                at = None if delivered is None else now - delivered
+                await tx.connection.execute(
+                    "INSERT INTO confide.notice (tenant_id, id, incident_id, audience, body, created_at, delivered_at)"
+                    " VALUES ($1, $2, $3, 'customer', '{}', $4, $5)", tenant.id, new_id(), incident, now - 3 * hour, at,
+                )  # fmt: skip
+        return str(incident) in (await look(cell, tenant, "incidents-told"))[1]
+
+    assert not await found(hour, 2 * hour)
+    assert await found(2 * hour, hour)  # too late
+    assert await found(hour, None)  # written, and never delivered
+    assert await found(hour, None, noticed=False)
+    assert not await found(-hour, None, noticed=False)  # there is time left
+
+
 def test_every_control_has_a_query_or_says_what_is_not_evidenced() -> None:
     assert len(CONTROLS) == 39
     for name, control in CONTROLS.items():

@@ -81,11 +81,51 @@ async def test_g6_a_blast_radius_names_what_was_opened_and_each_tenant_reads_onl
     assert {part["tenant"] for part in everything} == {str(tenant.id), str(other.id)}
     by_generation = await cell.operator.post(path, json={"generation": 1, "tenant": str(tenant.id), **window})
     assert {UUID(each["id"]) for each in by_generation.json()["parts"][0]["listed"]} >= opened_ones
+    await told_when_all_are(cell, incident, tenant, other)
     mine = (await tenant.auditor.get("/v1/privacy/incidents")).json()["parts"]
+    assert all(part["scope"]["customer_due"].startswith(incident["customer"]["due"][:19]) for part in mine)
     ids = {each["id"] for part in mine for each in part["containers"]}
     assert {str(each) for each in opened_ones} <= ids
     theirs = (await other.auditor.get("/v1/privacy/incidents")).json()["parts"]
     assert not ids & {each["id"] for part in theirs for each in part["containers"]}
+
+
+async def told_when_all_are(cell: Cell, incident: dict[str, Any], *affected: Tenant) -> None:
+    """Customers are told when each of the affected is, and not before."""
+    path = f"/v1/incidents/{incident['id']}"
+    for number, tenant in enumerate(affected):
+        shown = (await cell.operator.get(path)).json()["customer"]
+        assert set(shown["untold"]) == {str(each.id) for each in affected[number:]}
+        assert shown["told_at"] is None
+        assert shown["kept"] is False
+        notice = {"audience": "customer", "tenants": [str(tenant.id)]}
+        assert (await cell.operator.post(f"{path}/notices", json=notice)).status_code == 201
+    shown = (await cell.operator.get(path)).json()["customer"]
+    assert (shown["untold"], shown["kept"]) == ([], True)
+
+
+async def test_an_affected_tenant_that_nobody_told_is_overdue_though_another_was_told(
+    cell: Cell, tenant: Tenant
+) -> None:
+    await cell.parts.services.privacy.watch.close()
+    incidents = cell.parts.services.privacy.incidents
+    other = await cell.tenant("other")
+    for each in (tenant, other):
+        await dialogue(each, "call-1")
+    await sealed_events(cell)
+    overdue, kept = await opened(cell, hours_ago=30), await opened(cell, hours_ago=30)
+    now = datetime.now(UTC)
+    window = {"since": (now - timedelta(hours=1)).isoformat(), "until": (now + timedelta(minutes=5)).isoformat()}
+    for incident, told in ((overdue, [tenant]), (kept, [tenant, other])):
+        path = f"/v1/incidents/{incident['id']}"
+        assert (await cell.operator.post(f"{path}/scope", json=window)).status_code == 200
+        notice = {"audience": "customer", "tenants": [str(each.id) for each in told]}
+        assert (await cell.operator.post(f"{path}/notices", json=notice)).status_code == 201
+    assert await incidents.raise_overdue() == 1
+    assert await incidents.raise_overdue() == 0
+    shown = [(await cell.operator.get(f"/v1/incidents/{each['id']}")).json()["customer"] for each in (overdue, kept)]
+    assert [each["overdue"] for each in shown] == [True, False]
+    assert shown[0]["untold"] == [str(other.id)]
 
 
 class Receiver:
