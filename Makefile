@@ -124,14 +124,16 @@ chaos-tamper: $(DEV) ## 500 changes of each of eight kinds in a stored log of 20
 	@$(BIN)/python -m tests.programmes.audit_tamper $(ARGS)
 
 .PHONY: lock
-lock: $(DEV) ## resolve pyproject.toml again into the four locks, the newest versions with hashes and no registry's address
+lock: $(DEV) ## resolve the dependencies again into the four locks, the newest versions with hashes and no registry's address
 	$(compile) -o requirements.lock
 	$(compile) --extra embedded --group build -c requirements.lock -o requirements-embedded.lock
 	$(compile) --extra embedded --extra dev --group build -c requirements-embedded.lock -o requirements-dev.lock
-	$(compile) --extra embedded --extra dev --extra bench --group build -c requirements-dev.lock -o requirements-bench.lock
+	$(compile_peers) -o bench/peers/requirements.lock
 
-compile = $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-emit-index-url --no-emit-find-links pyproject.toml
+resolve = $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-emit-find-links
+compile = $(resolve) pyproject.toml
+compile_peers = $(resolve) bench/peers/requirements.in
 
 .PHONY: clean
 clean: ## remove .venv, caches and build products; .confide (data and keys) stays
