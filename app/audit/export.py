@@ -80,12 +80,10 @@ class ExportWriter:
         if len(self._leaves) == BLOCK:
             self._flush()
 
-    def mark(self, note: bytes, left_out: int = 0) -> None:
-        """An older signed checkpoint, after the last leaf that it covers: narrows down where a log was rewritten.
-        ``left_out``: stored checkpoints of other sizes between the one before and this.
-        """
+    def mark(self, note: bytes) -> None:
+        """An older signed checkpoint, after the last leaf that it covers: narrows down where a log was rewritten."""
         self._flush()
-        self._write(f"#mark {_base64(note)}" + (f" {left_out}" if left_out else ""))
+        self._write(f"#mark {_base64(note)}")
 
     def surplus(self, entry: bytes) -> None:
         """After the last event: a row that stands where the tree has no leaf. The verifier names its place as bad."""

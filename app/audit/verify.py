@@ -109,12 +109,9 @@ def consistent(old: int, new: int, proof: list[bytes], old_root: bytes, new_root
 
 
 Key = tuple[str, bytes, bytes]  # (key name, key id, public key)
-Checkpoint = NamedTuple(  # noqa: UP014
-    "Checkpoint", [("origin", str), ("size", int), ("root", bytes), ("signed", bool), ("number", int)]
-)
+Checkpoint = NamedTuple("Checkpoint", [("origin", str), ("size", int), ("root", bytes), ("signed", bool)])  # noqa: UP014
 NOTE = re.compile(
-    "(?P<text>(?P<origin>[^\x00-\x1f]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>\\S+)\n"
-    "(?P<more>(?:[^\x00-\x1f]+\n)*))\n"
+    "(?P<text>(?P<origin>[^\x00-\x1f]+)\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>\\S+)\n(?:[^\x00-\x1f]+\n)*)\n"
     "(?P<signatures>(?:\u2014 [^\\s+]+ [A-Za-z0-9+/]+=*\n)+)"
 )
 
@@ -154,8 +151,7 @@ def parse_checkpoint(note: bytes, keys: list[Key]) -> Checkpoint:
             except InvalidSignature:
                 raise ValueError("a checkpoint's signature by a given key is wrong") from None
             signed = True
-    numbers = re.findall("^number ([1-9][0-9]{0,18})$", match["more"], re.MULTILINE)
-    return Checkpoint(match["origin"], int(match["size"]), root, signed, int(numbers[0]) if len(numbers) == 1 else 0)
+    return Checkpoint(match["origin"], int(match["size"]), root, signed)
 
 
 class Verification:
@@ -170,7 +166,6 @@ class Verification:
         self.whole: bool | None = None  # whether the listed leaves led to the signed root; None before the end
         self.trusted, self.lost, self.unproven = 0, -1, False  # sizes where a known root matched, and where it didn't
         self.inner = -1  # the size at which a stored inner hash was found to differ
-        self.counted: tuple[int, int] | None = None  # number and size of the last checkpoint; None: not known
 
     def run(self, lines: Iterator[bytes]) -> Report:
         try:
@@ -195,7 +190,6 @@ class Verification:
             self.before, self.right = Edge(self.tree.size, self.tree.stack), hashes(head["right"])
             proofs = {int(size): hashes(proof) for size, proof in head["consistency"].items()}
             self.checkpoint(note)
-            self.counted = (0, 0) if report.first == 0 else None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StopReading("format", "the header is malformed") from None
         if not 0 <= report.first <= report.end <= report.size:
@@ -213,7 +207,6 @@ class Verification:
         if report.origin not in ("", now.origin):
             report.add("origin", "the export is of another log than the one asked for")
         report.origin, report.size, report.root, self.root = now.origin, now.size, now.root.hex(), now.root
-        self.signed = now
         report.tenant, report.checkpoint = re.sub(r"/[1-9][0-9]*\Z", "", now.origin).rpartition("/")[2], note.decode()
 
     def hold_against(self, last: Checkpoint, proofs: dict[int, list[bytes]]) -> None:
@@ -315,10 +308,8 @@ class Verification:
 
     def mark(self, rest: str) -> None:
         report, size, self.report.marks = self.report, self.tree.size, self.report.marks + 1
-        encoded, _, left_out = rest.partition(" ")
-        before, self.counted = self.counted, None
         try:
-            mark, skipped = parse_checkpoint(unbase64(encoded), self.keys), int(left_out or 0)
+            mark = parse_checkpoint(unbase64(rest), self.keys)
         except ValueError as error:
             report.add("mark", f"before leaf {size}: {error}")
             return
@@ -328,13 +319,6 @@ class Verification:
             report.add("mark", f"before leaf {size} stands a checkpoint of another log or size")
         else:
             self.anchor(mark)
-            self.follows(mark, before, skipped)
-
-    def follows(self, mark: Checkpoint, before: tuple[int, int] | None, skipped: int = 0) -> None:
-        """Signed trees are numbered. One that two keys signed has one number."""
-        self.counted = (mark.number, mark.size) if mark.number else None
-        if mark.number and before and mark.number != before[0] + (mark.size != before[1]) + skipped:
-            self.report.add("mark", f"checkpoints between {before[1]} and {mark.size} leaves are missing, or surplus")
 
     def end(self, rest: str) -> None:
         if int(rest) != self.report.end or self.tree.size != int(rest):
@@ -342,8 +326,6 @@ class Verification:
         self.whole = self.tree.completed(self.report.size, self.right) == self.root
         if self.unproven:
             raise StopReading("incomplete", "there is no proof of consistency with the checkpoint that was kept")
-        if self.report.end == self.signed.size:
-            self.follows(self.signed, self.counted)
         self.verdict()
 
     def verdict(self) -> None:

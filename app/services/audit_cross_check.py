@@ -111,7 +111,18 @@ async def cross_check(pool: AuditPool, tenant: UUID, region: str, every: int = E
         for within in await rows.ranges(connection, tenant, every):
             await _check_range(connection, tenant, within, tail, report)
         await _check_index(connection, tenant, report)
+        await _check_dropped(connection, tenant, report)
     return report
+
+
+async def _check_dropped(connection: Connection, tenant: UUID, report: Report) -> None:
+    """The last range that retention dropped is named by an event: it goes only after that range, with a later one."""
+    said = [orjson.loads(entry).get("detail", {}) for entry in await rows.retention_events(connection, tenant)]
+    told = {(detail.get("epoch"), detail.get("end")) for detail in said}
+    for row in await rows.dropped_to(connection, tenant):
+        if (row["epoch"], row["beyond"]) not in told:
+            place = f"leaves before {row['beyond']} of epoch {row['epoch']}"
+            report.findings.append(Finding("dropped-unknown", "", place, "no event says so", "dropped"))
 
 
 async def _check_index(connection: Connection, tenant: UUID, report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator
@@ -29,6 +30,7 @@ from app.store.audit_tree import NO_HASH, Connection
 PAGE: Final = 2048
 MARKS: Final = 1024
 SURPLUS: Final = 1000
+_NUMBER: Final = re.compile(rb"\nnumber ([1-9][0-9]{0,18})\n")
 SETTLE_SECONDS: Final = 15.0
 
 
@@ -51,8 +53,7 @@ class _Range:
     tenant: UUID
     epoch: int
     head: ExportHead
-    marks: dict[int, list[tuple[bytes, int]]]
-    """By the place where they stand: the notes, each with how many sizes were left out before it."""
+    marks: dict[int, list[bytes]]
     event: UUID
     """Of the audit.export event."""
 
@@ -107,14 +108,7 @@ class AuditExports:
 
         # What is lost or altered goes out as it is: the verifier is who says what is wrong with it.
         (left, right), proofs = await audit_tree.with_nodes(connection, tenant, epoch, build, NO_HASH)
-        marks: dict[int, list[tuple[bytes, int]]] = {}
-        told = 0
-        for mark in await audit_tree.marks(connection, tenant, epoch, first, end, row, MARKS):
-            at = mark["size"] if first < mark["size"] <= end else end
-            place = mark["place"] or told
-            note = bytes(mark["note"]) if _is_its_note(mark) else b""
-            marks.setdefault(at, []).append((note, max(0, place - told - 1)))
-            told = place
+        marks = _marks(await audit_tree.marks(connection, tenant, epoch, first, end, row, MARKS), first, end, row)
         return _Range(tenant, epoch, ExportHead(first, end, bytes(row["note"]), left, right, proofs), marks, event)
 
     async def _chunks(self, caller: Caller, found: _Range, form: str) -> AsyncIterator[bytes]:
@@ -136,8 +130,8 @@ class AuditExports:
                 completed = 32 * (((leaf + 1) & -(leaf + 1)).bit_length() - 1)
                 writer.add(entry, hash_, nodes[at : at + completed])
                 at += completed
-                for note, left_out in found.marks.get(leaf + 1, ()):
-                    writer.mark(note, left_out)
+                for note in found.marks.get(leaf + 1, ()):
+                    writer.mark(note)
             yield b"".join(chunks)
             chunks.clear()
         if writer is not None:
@@ -197,6 +191,28 @@ def _agrees(row: Any) -> bool:
         return same
     except (orjson.JSONDecodeError, AttributeError):
         return True
+
+
+def _marks(stored: list[Any], first: int, end: int, last: Any) -> dict[int, list[bytes]]:
+    """Notes by the leaf behind which they stand. An empty one stands for a row whose columns contradict its note, and
+    where the signed numbers say that rows are missing. ``last``: the export's own checkpoint.
+    """
+    marks: dict[int, list[bytes]] = {}
+    ahead = 0 if first == 0 else None  # the same along the whole log: a number less its place among the rows
+    place, size = 0, 0
+    for row in [*stored, last]:
+        here = marks.setdefault(row["size"] if first < row["size"] <= end else end, [])
+        if row is not last:
+            here.append(bytes(row["note"]) if _is_its_note(row) else b"")
+        if row["size"] != end if row is last else row["place"] is None:
+            continue
+        place, size = place + (row["size"] != size) if row is last else row["place"], row["size"]
+        said = _NUMBER.search(bytes(row["note"]).partition(b"\n\n")[0] + b"\n")
+        now = int(said[1]) - place if said else None
+        if None not in {ahead, now} and ahead != now:
+            here.append(b"")
+        ahead = now
+    return marks
 
 
 def _is_its_note(row: Any) -> bool:

@@ -149,6 +149,25 @@ async def sealed_out_of_order(connection: Connection, tenant: UUID, limit: int) 
     )
 
 
+async def dropped_to(connection: Connection, tenant: UUID) -> list[Any]:
+    """(epoch, beyond): up to where retention is said to have dropped each origin's events."""
+    return list(
+        await connection.fetch(
+            "SELECT epoch, max(beyond) AS beyond FROM confide_audit.dropped WHERE tenant_id = $1 GROUP BY 1 ORDER BY 1",
+            tenant,
+        )
+    )
+
+
+async def retention_events(connection: Connection, tenant: UUID) -> list[bytes]:
+    rows = await connection.fetch(
+        "SELECT entry FROM confide_audit.event WHERE tenant_id = $1 AND action = 'audit.retention'"  # noqa: S608
+        f" UNION ALL SELECT convert_to(j.facts, 'UTF8'){TAIL} AND j.action = 'audit.retention'",
+        tenant,
+    )
+    return [row["entry"] for row in rows]
+
+
 async def tenants(connection: Connection) -> list[UUID]:
     rows = await connection.fetch(
         "SELECT t FROM confide.tenant_ids('00000000-0000-0000-0000-000000000000', 1000000) AS t"

@@ -261,10 +261,13 @@ async def inner_nodes(connection: Connection, tenant: UUID, epoch: int, first: i
 
 
 async def surplus(connection: Connection, tenant: UUID, epoch: int, limit: int) -> tuple[list[bytes], list[bytes]]:
-    """Entries of events, and hashes of nodes, that have no place in the tree of any size that the log has had."""
+    """Entries of events, and hashes of nodes, that have no place in the tree of any size that the log has had; and of
+    events where retention has dropped everything.
+    """
     events = await connection.fetch(
         "SELECT e.entry FROM confide_audit.event e, confide_audit.log l WHERE l.tenant_id = $1 AND l.epoch = $2"
-        " AND e.tenant_id = $1 AND e.epoch = $2 AND (e.leaf < 0 OR e.leaf >= l.size) LIMIT $3",
+        " AND e.tenant_id = $1 AND e.epoch = $2 AND (e.leaf < (SELECT coalesce(max(beyond), 0)"
+        " FROM confide_audit.dropped WHERE tenant_id = $1 AND epoch = $2) OR e.leaf >= l.size) LIMIT $3",
         tenant,
         epoch,
         limit,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from uuid import UUID
 
 from app.audit.event import decode
-from app.audit.verify import verify
+from app.audit.verify import Report, verify
 from app.identity import NO_UUID
+from app.services.audit_cross_check import cross_check
 from tests.audit.conftest import a_turn, events, sealed, verifier_keys
 from tests.audit.journal_rows import superuser
-from tests.cell import Cell, Tenant
+from tests.cell import REGION, Cell, Tenant
 
 
 async def test_the_policy_is_13_months_and_at_least_12_and_an_administrators_to_change(
@@ -82,6 +83,81 @@ async def test_g4_the_leader_drops_what_is_due_and_nothing_else_and_the_rest_sta
     assert (report.exit_code, report.first) == (0, first["end"]), report.findings
     assert verify(archived.splitlines(), keys).exit_code == 0
     assert decode(archived.splitlines()[2])["id"] == gone
+
+
+async def begun_anew(cell: Cell, tenant: Tenant) -> int:
+    """Everything that was sealed is dropped, and a turn follows; answers the first leaf that is stored."""
+    for number in range(3):
+        await a_turn(tenant, number)
+    await sealed(cell, tenant)
+    await cell.parts.services.audit.sealer.close()
+    for log in await logs(cell):
+        await exported(cell, log)
+        await aged(cell, log)
+    assert await cell.parts.services.audit.retention.drop_due() == 1
+    cell.parts.services.audit.sealer.start()
+    for number in range(3):
+        await a_turn(tenant, 10 + number)
+    await sealed(cell, tenant)
+    return int((await tenant.auditor.get("/v1/audit/retention")).json()["dropped"][-1]["end"])
+
+
+CHANGED = {
+    "deleted": ("DELETE FROM confide_audit.event WHERE tenant_id = $1 AND leaf = $2", 0),
+    "edited": (
+        (
+            "UPDATE confide_audit.event SET entry = replace(convert_from(entry, 'UTF8'), 'allowed', 'a11owed')::bytea"
+            " WHERE tenant_id = $1 AND leaf = $2 + 1"
+        ),
+        1,
+    ),
+    "inserted where everything was dropped": (
+        (
+            "INSERT INTO confide_audit.event SELECT tenant_id, epoch, $2 - 1, sealed_at, gen_random_uuid(), time,"
+            " action, outcome, principal, api_key, container, kek, kms_request_id, purpose, entry"
+            " FROM confide_audit.event WHERE tenant_id = $1 AND leaf = $2 + 1"
+        ),
+        None,
+    ),
+}
+
+
+async def test_g4_what_is_changed_beside_a_dropped_range_is_found(cell: Cell, tenant: Tenant) -> None:
+    first = await begun_anew(cell, tenant)
+    keys = await verifier_keys(tenant)
+    pool = cell.parts.services.audit.pools[0]
+
+    async def found() -> Report:
+        await sealed(cell, tenant)
+        export = await tenant.auditor.get("/v1/audit/export")
+        return verify(export.content.splitlines(), keys)
+
+    async with superuser(cell.url, replica=True) as admin:
+        for what, (change, place) in CHANGED.items():
+            report = await found()
+            assert (report.exit_code, report.first) == (0, first), (what, report.findings)
+            rows = await admin.fetch("SELECT * FROM confide_audit.event WHERE tenant_id = $1", tenant.id)
+            await admin.execute(change, tenant.id, first)
+            report = await found()
+            assert report.exit_code == 1, what
+            assert report.first_bad_leaf == (report.end if place is None else first + place), what
+            ids = [row["id"] for row in rows]
+            await admin.execute(
+                "DELETE FROM confide_audit.event WHERE tenant_id = $1 AND (id = ANY($2) OR leaf < $3)",
+                tenant.id,
+                ids,
+                first,
+            )
+            await admin.copy_records_to_table("event", schema_name="confide_audit", records=rows)
+        before = {finding.kind for finding in (await cross_check(pool, tenant.id, REGION)).findings}
+        await admin.execute(
+            "INSERT INTO confide_audit.dropped SELECT tenant_id, epoch, beyond, beyond + 2, oldest, newest, 2"
+            " FROM confide_audit.dropped WHERE tenant_id = $1",
+            tenant.id,
+        )
+        await admin.execute("DELETE FROM confide_audit.event WHERE tenant_id = $1 AND leaf < $2", tenant.id, first + 2)
+    kinds = {finding.kind for finding in (await cross_check(pool, tenant.id, REGION)).findings}
+    assert kinds - before == {"dropped-unknown"}
 
 
 async def test_g11_operators_read_the_cells_own_log_and_nobody_elses(cell: Cell, tenant: Tenant) -> None:

@@ -95,9 +95,9 @@ class MadeLog:
     def leaves(self) -> list[bytes]:
         return [self.nodes[0, index] for index in range(len(self.rows))]
 
-    def note(self, size: int | None = None, signer: Signer | None = None, number: int = 0) -> bytes:
+    def note(self, size: int | None = None, signer: Signer | None = None) -> bytes:
         size = len(self.rows) if size is None else size
-        return Checkpoint.numbered(self.origin, size, self.roots[size], number).sign(signer or self.signer)
+        return Checkpoint(self.origin, size, self.roots[size]).sign(signer or self.signer)
 
     def export(
         self,

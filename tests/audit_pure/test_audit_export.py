@@ -114,46 +114,6 @@ def test_a_mark_of_another_place_or_log_is_found_and_one_of_an_unknown_key_is_to
     assert (report.exit_code, report.marks, report.first_bad_leaf) == (3, 1, None)
 
 
-def numbered(numbers: dict[int, int], left_out: dict[int, int] | None = None, *, first: int = 0) -> verify.Report:
-    """An export of leaves [first, 700) with checkpoints of these sizes and numbers, the last its own."""
-    *inside, (end, last) = numbers.items()
-    chunks: list[bytes] = []
-    left, right = merkle.range_proof(first, end, end, LOG.get)
-    writer = ExportWriter(chunks.append, ExportHead(first, end, LOG.note(end, None, last), left, right))
-    for at in range(first, end):
-        writer.add(LOG.rows[at], LOG.nodes[0, at])
-        for size, number in inside:
-            if size == at + 1:
-                writer.mark(LOG.note(size, None, number), (left_out or {}).get(size, 0))
-    writer.end()
-    return check(b"".join(chunks), LOG)
-
-
-def test_g4_a_checkpoint_that_is_missing_between_two_others_is_found() -> None:
-    whole = {100: 1, 200: 2, 300: 3, 400: 4, 700: 5}
-    assert numbered(whole).exit_code == 0
-    for gone in (100, 200, 300, 400):
-        report = numbered({size: number for size, number in whole.items() if size != gone})
-        assert (report.exit_code, [f["code"] for f in report.findings]) == (1, ["mark"])
-        assert report.first_bad_leaf is None
-    assert numbered({700: 1}).exit_code == 0
-    assert numbered({700: 2}).exit_code == 1
-
-
-def test_checkpoints_that_the_export_left_out_are_told_and_not_more_of_them() -> None:
-    some = {200: 4, 400: 6, 700: 7}
-    assert numbered(some, {200: 3, 400: 1}).exit_code == 0
-    for left_out in ({200: 3}, {200: 2, 400: 1}, {200: 4, 400: 1}, {200: 3, 400: 2}, {200: -3, 400: 1}):
-        assert numbered(some, left_out).exit_code == 1, left_out
-
-
-def test_numbers_go_on_in_a_part_and_after_checkpoints_that_had_none() -> None:
-    assert numbered({400: 9, 700: 10}, first=300).exit_code == 0
-    assert numbered({400: 9, 700: 11}, first=300).exit_code == 1
-    assert numbered({100: 0, 200: 0, 300: 1, 700: 2}).exit_code == 0
-    assert numbered({100: 0, 200: 0, 300: 1, 400: 1, 700: 2}).exit_code == 1  # two trees, one number
-
-
 def test_a_rotated_signing_key_verifies_with_both_keys_given() -> None:
     new = Signer(KEY_NAME, bytes(32))
     export = write(ExportHead(0, 700, LOG.note(signer=new)), LOG.rows, LOG.leaves())
