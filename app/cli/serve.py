@@ -70,7 +70,7 @@ def _serve(stack: ExitStack, *, demo: bool, as_json: bool, start_postgres: Start
     from app.cli.database import bring_up, head, set_up_embedded  # noqa: PLC0415
     from app.main import load, preflight, private_dir  # noqa: PLC0415
     from app.observability.logs import configure  # noqa: PLC0415
-    from app.store.cell import CellError  # noqa: PLC0415
+    from app.store.cell import CellError, join_service  # noqa: PLC0415
 
     settings = load(os.environ)
     configure(settings.log_level)
@@ -86,6 +86,8 @@ def _serve(stack: ExitStack, *, demo: bool, as_json: bool, start_postgres: Start
     elif settings.dev:
         bring_up(settings.owner_database_url or settings.database_url, settings.region)
     try:
+        if settings.dev and not embedded and settings.owner_database_url is None:
+            asyncio.run(join_service(settings.database_url or ""))
         asyncio.run(preflight(settings, head()))
         url = _url(settings.host, listener.getsockname()[1])
         if demo:
@@ -128,7 +130,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise CommandError(f"can't listen on {host} port {port}: {error.strerror}. Choose another: --port") from None
+        raise CommandError(
+            f"can't listen on {host} port {port}: {error.strerror}. Choose another: --port, or `make run PORT=8081`"
+        ) from None
     listener.set_inheritable(True)
     return listener
 

@@ -121,6 +121,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         env = name if name in known else name.removesuffix("_FILE")
         if env not in known or (env != name and not known[env].metadata["secret"]):
             faults.append(f"{name} is not a setting of Confide (see docs/configuration.md)")
+        elif not environ[name]:
+            continue  # as `NAME=` in a compose file's or a unit's environment: absent
         elif env in texts:
             faults.append(f"{env} and {env}_FILE are both set: keep one")
         else:

@@ -45,6 +45,8 @@ async def connect(url: str) -> asyncpg.Connection[Any]:
     """A plain connection as the URL's own login. Raises CellError, also where the server is too old."""
     try:
         connection = await asyncpg.connect(url, timeout=10)
+    except asyncpg.InvalidCatalogNameError:
+        raise CellError("The server has no database of that name: create it first.") from None
     except (*BROKEN, asyncpg.PostgresError, TimeoutError, ValueError) as error:
         raise CellError(f"The database can't be reached or refuses the login ({type(error).__name__}).") from None
     major = connection.get_server_version().major
@@ -74,7 +76,9 @@ async def standing(url: str) -> Standing:
         region = await connection.fetchval(REGION) if revision is not None else None
         return Standing(revision, region, seen["privileged"])
     except asyncpg.InsufficientPrivilegeError:
-        raise CellError("The database's login must be a member of confide_service: GRANT it.") from None
+        raise CellError(
+            "The database's login must be a member of confide_service: GRANT confide_service TO it."
+        ) from None
     except (*BROKEN, asyncpg.PostgresError) as error:
         raise CellError(f"The database refused a question about its schema ({type(error).__name__}).") from None
     finally:
@@ -98,6 +102,22 @@ def name_region(url: str, region: str) -> str:
             await connection.close()
 
     return asyncio.run(write())
+
+
+async def join_service(url: str) -> None:
+    """Let the migrating login act as ``confide_service`` too: in development one login does both. Raises CellError."""
+    connection = await connect(url)
+    try:
+        try:
+            await connection.execute("SET ROLE confide_service")
+        except asyncpg.InsufficientPrivilegeError:
+            await connection.execute("GRANT confide_service TO CURRENT_USER")
+    except asyncpg.PostgresError:
+        raise CellError(
+            "The database's login must be a member of confide_service: GRANT confide_service TO it."
+        ) from None
+    finally:
+        await connection.close()
 
 
 async def make_service_login(url: str, name: str, password: str) -> None:

@@ -21,8 +21,10 @@ import pytest
 import uvicorn
 
 from app.__main__ import parser
+from app.cli.database import bring_up, head
+from app.embedded import EmbeddedPostgres
 from app.main import api_of, assemble
-from app.store.cell import make_service_login, name_region
+from app.store.cell import CellError, join_service, make_service_login, name_region, standing
 from tests.cell import REGION, settings_of
 from tests.control.support import SAFE
 
@@ -231,6 +233,24 @@ def test_serve_without_a_schema_says_to_migrate(empty_database: str) -> None:
     done = confide("serve", "--port", "0", **production)
     assert done.returncode == 1
     assert "confide migrate" in done.stderr
+
+
+def test_in_development_an_owners_login_that_is_no_superuser_serves_too(own_postgres: EmbeddedPostgres) -> None:
+    """On a server that has never seen Confide: the login makes the roles, and may then act as the service."""
+    above = own_postgres.superuser_url()
+    grant(above, "CREATE ROLE newcomer LOGIN CREATEROLE PASSWORD 'planted'")
+    grant(above, "CREATE DATABASE mine OWNER newcomer")
+    url = f"postgresql://newcomer:planted@127.0.0.1:{own_postgres.port}/mine"
+    missing = confide("serve", "--port", "0", CONFIDE_ENV="dev", CONFIDE_DATABASE_URL=url.replace("mine", "none"))
+    assert (missing.returncode, "create it first" in missing.stderr) == (1, True)
+    assert bring_up(url, REGION) == head()
+    with pytest.raises(CellError, match="GRANT confide_service"):
+        asyncio.run(standing(url))
+    asyncio.run(join_service(url))
+    assert asyncio.run(standing(url)).region == REGION
+    grant(above, "CREATE ROLE stranger LOGIN PASSWORD 'planted'")
+    with pytest.raises(CellError, match="GRANT confide_service"):
+        asyncio.run(join_service(url.replace("newcomer", "stranger")))
 
 
 def test_a_server_that_is_too_old_is_named_as_that() -> None:

@@ -118,7 +118,9 @@ def test_all_faults_are_told_at_once() -> None:
 def test_a_secret_may_stand_in_a_file_but_not_in_both_places(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text(SECRET + "\n")
-    assert load({"CONFIDE_ENV": "dev", "CONFIDE_CELL_SECRET_FILE": str(path)}).cell_secret == bytes.fromhex(SECRET)
+    own = {"CONFIDE_ENV": "dev", "CONFIDE_CELL_SECRET_FILE": str(path)}
+    assert load(own).cell_secret == bytes.fromhex(SECRET)
+    assert load(own | {"CONFIDE_CELL_SECRET": ""}).cell_secret == bytes.fromhex(SECRET), "an empty one is none"
     with pytest.raises(ConfigError, match="both set"):
         load({"CONFIDE_ENV": "dev", "CONFIDE_CELL_SECRET_FILE": str(path), "CONFIDE_CELL_SECRET": SECRET})
 
