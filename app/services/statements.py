@@ -60,7 +60,7 @@ class Statements:
             "openings": [dict(row) for row in groups],
             "total": sum(row["openings"] for row in groups),
             "by_purpose": _sums(groups, "purpose"),
-            "by_job": {job: count for job, count in _sums(groups, "job").items() if job},
+            "by_job": _by_job(groups),
             "leaves": [dict(row) for row in ranges],
         }
         found = await self._checkpoints.checkpoint(caller.tenant)
@@ -69,6 +69,16 @@ class Statements:
             "note": self._attestor.sign("purpose-statement", document),
             "checkpoint": bytes(found["note"]).decode() if found is not None else None,
         }
+
+
+def _by_job(groups: list[Any]) -> dict[str, dict[str, Any]]:
+    """Openings of each job, and who issued it: a principal; ``service`` for one that nobody asked for."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for row in groups:
+        if row["job"]:
+            known = jobs.setdefault(row["job"], {"issuer": row["principal"] or "service", "openings": 0})
+            known["openings"] += row["openings"]
+    return jobs
 
 
 def _sums(groups: list[Any], column: str) -> dict[str, int]:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from app.services.audit_receivers import NotDelivered
-from tests.cell import Cell, Tenant
+from app.audit.checkpoint import VerifierKey
+from tests.audit.test_streams import Receiver, receiver
+from tests.cell import Cell, Tenant, running_cell
 from tests.privacy.made import dialogue, sql, until
+
+__all__ = ["receiver"]
+
+TO_AMERICA = {
+    "scope": "incident-notice",
+    "destination": "us-east-1",
+    "safeguard": "scc",
+    "expires_at": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
+}
 
 
 async def opened(cell: Cell, hours_ago: float = 1) -> dict[str, Any]:
@@ -128,30 +142,23 @@ async def test_an_affected_tenant_that_nobody_told_is_overdue_though_another_was
     assert shown[0]["untold"] == [str(other.id)]
 
 
-class Receiver:
-    """Fails the first time."""
-
-    private = True
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, bytes, dict[str, str]]] = []
-        self.failures = 1
-
-    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise NotDelivered("status-500")
-        self.got.append((url, body, headers))
-
-    async def close(self) -> None: ...
+@pytest.fixture
+async def reaching(database: str, tmp_path: Path, receiver: Receiver) -> AsyncIterator[Cell]:
+    """A worker that trusts the receiver's certificate, and lets it stand on this machine; only the test delivers."""
+    trusting = {"audit_private_receivers": "yes", "audit_receiver_ca": tmp_path / "cert.pem"}
+    async with running_cell(database, tmp_path / "state", **trusting) as cell:
+        await cell.parts.services.privacy.watch.close()
+        yield cell
 
 
-async def test_a_notice_is_tried_until_delivered_and_operators_see_the_outbox(cell: Cell, tenant: Tenant) -> None:
+async def test_a_notice_is_tried_until_delivered_and_operators_see_the_outbox(
+    reaching: Cell, receiver: Receiver
+) -> None:
+    cell, tenant = reaching, await reaching.tenant()
     outbox = cell.parts.services.privacy.outbox
-    receiver = outbox.sender = Receiver()
-    contact = {"url": "https://hooks.example.com/secret-path", "region": "eu-central-1"}
+    contact = {"url": receiver.url, "region": "eu-central-1"}
     assert (await tenant.admin.put("/v1/privacy/contact", json=contact)).status_code == 200
-    assert "secret-path" not in (await sql(cell, "SELECT url FROM confide.notice_contact"))[0]["url"]
+    assert "/events" not in (await sql(cell, "SELECT url FROM confide.notice_contact"))[0]["url"]
     abroad = contact | {"region": "us-east-1"}
     assert (await tenant.admin.put("/v1/privacy/contact", json=abroad)).status_code == 403
     incident = await opened(cell)
@@ -159,12 +166,47 @@ async def test_a_notice_is_tried_until_delivered_and_operators_see_the_outbox(ce
         f"/v1/incidents/{incident['id']}/notices", json={"audience": "customer", "tenants": [str(tenant.id)]}
     )
     assert told.status_code == 201, told.text
-    await outbox.deliver()
-    waiting = (await cell.operator.get("/v1/notices")).json()["notices"]
-    assert [(each["attempts"], each["last_error"]) for each in waiting] == [(1, "status-500")]
-    await sql(cell, "UPDATE confide.notice SET next_at = now()")
-    await outbox.deliver()
-    assert receiver.got[0][0] == contact["url"]
-    done = (await cell.operator.get("/v1/notices")).json()["notices"]
-    assert done[0]["delivered_at"] is not None
+    receiver.refusals = [500, 302]
+    for tries in (1, 2):
+        assert await outbox.deliver() == 0
+        [waiting] = (await cell.operator.get("/v1/notices")).json()["notices"]
+        assert (waiting["attempts"], waiting["delivered_at"]) == (tries, None)
+        assert waiting["last_error"] == f"status-{(500, 302)[tries - 1]}"
+        assert await outbox.deliver() == 0  # not before its pause is over
+        await sql(cell, "UPDATE confide.notice SET next_at = now()")
+    assert await outbox.deliver() == 1
     assert await outbox.deliver() == 0
+    [done] = (await cell.operator.get("/v1/notices")).json()["notices"]
+    assert (done["attempts"], done["delivered_at"] is not None) == (3, True)
+    [(headers, body)] = receiver.taken
+    assert json.loads(body)["incident"] == incident["id"]
+    line = b64decode(headers["confide-signature"]).decode()
+    signature = b64decode(line.rsplit(" ", 1)[1])[4:]
+    VerifierKey.parse(cell.parts.services.privacy.attestor.verifier).verify(body, signature)
+
+
+async def test_a_notice_waits_for_a_contact_and_goes_nowhere_without_a_consent_that_stands(
+    reaching: Cell, receiver: Receiver
+) -> None:
+    cell, tenant = reaching, await reaching.tenant()
+    outbox = cell.parts.services.privacy.outbox
+    incident = await opened(cell)
+    notice = {"audience": "customer", "tenants": [str(tenant.id)]}
+    assert (await cell.operator.post(f"/v1/incidents/{incident['id']}/notices", json=notice)).status_code == 201
+
+    async def tried() -> str | None:
+        await sql(cell, "UPDATE confide.notice SET next_at = now()")
+        await outbox.deliver()
+        [found] = (await cell.operator.get("/v1/notices")).json()["notices"]
+        return str(found.get("last_error") or "") or None
+
+    assert await tried() == "no-contact"
+    given = (await tenant.admin.post("/v1/privacy/consents", json=TO_AMERICA)).json()
+    contact = {"url": receiver.url, "region": "us-east-1"}
+    assert (await tenant.admin.put("/v1/privacy/contact", json=contact)).status_code == 200
+    assert (await tenant.admin.post(f"/v1/privacy/consents/{given['id']}/revoke")).status_code == 200
+    assert await tried() == "no-consent"
+    assert receiver.taken == []
+    assert (await tenant.admin.post("/v1/privacy/consents", json=TO_AMERICA)).status_code == 201
+    assert await tried() is None
+    assert len(receiver.taken) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from app.audit.checkpoint import VerifierKey
@@ -13,7 +14,8 @@ from app.identity import Purpose
 from app.services.attesting import open_document
 from app.services.trust import TrustFileError, load_statement
 from tests.cell import Cell, Tenant, running_cell
-from tests.privacy.made import dialogue
+from tests.keys.waiting import ended
+from tests.privacy.made import dialogue, sql
 from tests.privacy.shared import cell, in_module, module_database, tenant
 from tests.privacy.test_incidents import sealed_events
 
@@ -93,6 +95,36 @@ async def test_g10_the_statement_is_signed_reproducible_and_sums_to_the_logs_cou
         if cursor is None:
             break
     assert counted == document["total"]
+
+
+@in_module
+async def test_g10_what_a_job_opened_stands_in_the_statement_by_job_and_issuer(cell: Cell, tenant: Tenant) -> None:
+    begun = datetime.now(UTC) - timedelta(minutes=1)
+    for n in range(3):
+        await dialogue(tenant, f"call-{n}", "customer-1")
+    job = (await tenant.admin.post("/v1/keys/rekey")).raise_for_status().json()["job"]
+    await ended(tenant, job)
+    ended_at = datetime.now(UTC)
+    await sealed_events(cell)
+    period = {"from": begun.isoformat(), "to": ended_at.isoformat()}
+    found = (await tenant.auditor.get("/v1/privacy/statement", params=period)).json()["statement"]
+    keys = (await tenant.admin.get("/v1/api-keys")).json()["keys"]
+    admin = next(each["principal"] for each in keys if each["role"] == "admin")
+    assert found["by_job"] == {job: {"issuer": admin, "openings": found["by_purpose"]["maintenance"]}}
+    assert found["by_job"][job]["openings"] >= 4  # three sessions and the subject
+    assert found["total"] == sum(found["by_purpose"].values())
+
+
+@in_module
+async def test_g9_the_database_takes_no_tenant_of_another_region_and_moves_none(cell: Cell, tenant: Tenant) -> None:
+    for change in (
+        "INSERT INTO confide.tenant (id, region, name) VALUES (gen_random_uuid(), 'us-east-1', 'x')",
+        f"UPDATE confide.tenant SET region = 'us-east-1' WHERE id = '{tenant.id}'",
+        "UPDATE confide.cell SET region = 'us-east-1'",
+        "INSERT INTO confide.cell (region) VALUES ('us-east-1')",
+    ):
+        with pytest.raises(asyncpg.PostgresError):
+            await sql(cell, change)
 
 
 @in_module
