@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from app.errors import NotFound, Unavailable
@@ -19,9 +20,10 @@ from app.services.tenant_keys import TenantKeys
 from app.store import privacy as rows
 from app.store.container_keys import fence
 from app.store.keys import epoch_of
-from app.store.ledger import Ledger
+from app.store.ledger import Ledger, Transaction
 from app.store.pool import Pool
 
+T = TypeVar("T")
 TRIES: Final = 3
 """Of keys that have changed while a reason was sealed, before the caller is asked to come again."""
 
@@ -62,15 +64,9 @@ class Holds:
         Raises NotFound, InvalidRequest.
         """
         kind, container = await self._erasure.place(caller, target)
-        for _ in range(TRIES):
-            keys = await self._reading.keys(caller.tenant)
-            try:
-                row = await self._insert(caller, keys, kind, container, reason, trace)
-                break
-            except _Stale:
-                self._reading.keyring.discard(caller.tenant, at_once=False)
-        else:
-            raise Unavailable
+        keys, row = await self._with_keys(
+            caller.tenant, lambda keys: self._insert(caller, keys, kind, container, reason, trace)
+        )
         if kind is Kind.SUBJECT:
             # A session whose transaction had begun before the hold was there has missed both the flag and the trigger.
             await fence(self._ledger, self._pool, caller.tenant)
@@ -86,8 +82,7 @@ class Holds:
         async with self._control.act(caller, trace, "privacy.hold", step="set", hold=str(hold)) as act:
             if await rows.exists(act.tx, caller.tenant, container) != kind:
                 raise NotFound
-            if await epoch_of(act.tx, caller.tenant) != keys.epoch:
-                raise _Stale  # a rekey may have looked at all reasons that there are
+            await _present(act.tx, keys)
             act.detail["container"] = str(container)
             return await rows.insert_hold(
                 act.tx, caller.tenant, hold, container, sealed, caller.principal, caller.api_key
@@ -95,23 +90,43 @@ class Holds:
 
     async def page(self, caller: Caller, *, everything: bool, limit: int, trace: Trace) -> list[Hold]:
         """The newest first. Opening the reasons uses the tenant's key: it is an event."""
-        keys = await self._reading.keys(caller.tenant)
-        async with self._control.act(caller, trace, "privacy.hold", step="read") as act:
-            found = await rows.holds(act.tx, caller.tenant, everything=everything, limit=limit)
-            act.detail["holds"] = len(found)
+
+        async def read(keys: TenantKeys) -> list[Any]:
+            async with self._control.act(caller, trace, "privacy.hold", step="read") as act:
+                found = await rows.holds(act.tx, caller.tenant, everything=everything, limit=limit)
+                await _present(act.tx, keys)
+                act.detail["holds"] = len(found)
+            return found
+
+        keys, found = await self._with_keys(caller.tenant, read)
         return [self._hold(keys, row) for row in found]
 
     async def release(self, caller: Caller, hold: UUID, trace: Trace) -> Hold:
         """Erasures that it blocked go on. Raises NotFound where there is no open hold of that id."""
-        keys = await self._reading.keys(caller.tenant)
-        async with self._control.act(caller, trace, "privacy.hold", step="released", hold=str(hold)) as act:
-            row = await rows.release_hold(act.tx, caller.tenant, hold, caller.principal)
-            if row is None:
-                raise NotFound
-            act.detail["container"] = str(row["container_id"])
-            for job in await rows.blocked_jobs(act.tx, caller.tenant, KIND):
-                await self._jobs.unblock(act.tx, caller.tenant, job)
+
+        async def end(keys: TenantKeys) -> Any:
+            async with self._control.act(caller, trace, "privacy.hold", step="released", hold=str(hold)) as act:
+                row = await rows.release_hold(act.tx, caller.tenant, hold, caller.principal)
+                if row is None:
+                    raise NotFound
+                await _present(act.tx, keys)
+                act.detail["container"] = str(row["container_id"])
+                for job in await rows.blocked_jobs(act.tx, caller.tenant, KIND):
+                    await self._jobs.unblock(act.tx, caller.tenant, job)
+            return row
+
+        keys, row = await self._with_keys(caller.tenant, end)
         return self._hold(keys, row)
+
+    async def _with_keys(self, tenant: UUID, work: Callable[[TenantKeys], Awaitable[T]]) -> tuple[TenantKeys, T]:
+        """What ``work`` answers, with the keys that it had: those that its transaction found to be the present ones."""
+        for _ in range(TRIES):
+            keys = await self._reading.keys(tenant)
+            try:
+                return keys, await work(keys)
+            except _Stale:
+                self._reading.keyring.discard(tenant, at_once=False)
+        raise Unavailable
 
     @staticmethod
     def _hold(keys: TenantKeys, row: Any) -> Hold:
@@ -126,3 +141,9 @@ class Holds:
             row["released_by"],
             reason,
         )
+
+
+async def _present(tx: Transaction, keys: TenantKeys) -> None:
+    """Raises ``_Stale``. Reasons move with the index key: one that was sealed with older keys might be left behind."""
+    if await epoch_of(tx, keys.tenant) != keys.epoch:
+        raise _Stale

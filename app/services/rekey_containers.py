@@ -37,10 +37,11 @@ class Stale(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a container's move took: for the job's progress."""
+    """What a container's move took: for the job's progress. ``all``: nothing is left to be moved."""
 
     objects: int = 0
     turns: int = 0
+    all: bool = True
 
 
 @dataclass(slots=True)
@@ -69,43 +70,69 @@ class Mover:
         self._auditing = auditing
         self._journal = journal
 
-    async def bring(self, keys: TenantKeys, container: UUID, facts: Facts | None = None) -> Moved:
-        """Have a container stand under the present index key when this returns.
+    async def bring(
+        self, keys: TenantKeys, container: UUID, facts: Facts | None = None, most: int | None = None
+    ) -> Moved:
+        """Have a container stand under the present index key when this returns, or ``most`` pieces more of it.
 
         Raises ``Stale``, ``Tampered`` (the container stays as it is, with an event and an alarm), ``KeyUnavailable``,
         ``Unavailable``.
         """
-        objects = turns = 0
+        objects = turns = pieces = 0
+        after = rows.START
         while True:
-            try:
-                async with self._ledger.transaction(keys.tenant) as tx:
-                    piece = await self._piece(tx, keys, container, facts or _for_a_request)
-            except Tampered:
-                detail = {"kind": "rekey"}
-                known = orjson.dumps({"purpose": Purpose.MAINTENANCE.value, "detail": detail}).decode()
-                await self._auditing.append(
-                    Record(keys.tenant, "tamper.refused", "denied", known, "tampered", container)
-                )
-                self._auditing.alarm("tampered", tenant=str(keys.tenant), container=str(container))
-                raise
+            if pieces == most:
+                return Moved(objects, turns, all=False)
+            piece = await self._moved(keys, container, facts or _for_a_request, after)
             if piece is None:
                 break
+            after = piece.end if piece.objects or piece.turns else rows.START
+            pieces += 1
             objects, turns = objects + len(piece.objects), turns + len(piece.turns)
             if piece.last:
                 break
-        if keys.former is not None:
-            keys.former.seen.learn_moved(container)
+        _note_moved(keys, container)
         return Moved(objects, turns)
 
-    async def _piece(self, tx: Transaction, keys: TenantKeys, container: UUID, facts: Facts) -> rows.Piece | None:
+    async def bring_part(self, keys: TenantKeys, container: UUID, part: rows.Part) -> rows.Reach | None:
+        """Have what a request touches stand under the present index key, of a container that is too large to wait for.
+
+        Answers how far that reaches; None where there is nothing left to be moved. Raises as ``bring``.
+        """
+        piece = await self._moved(keys, container, _for_a_request, part)
+        if piece is None:
+            _note_moved(keys, container)
+            return None
+        return piece.reach
+
+    async def _moved(
+        self, keys: TenantKeys, container: UUID, facts: Facts, what: rows.Place | rows.Part
+    ) -> rows.Piece | None:
+        try:
+            async with self._ledger.transaction(keys.tenant) as tx:
+                return await self._piece(tx, keys, container, facts, what)
+        except Tampered:
+            known = orjson.dumps({"purpose": Purpose.MAINTENANCE.value, "detail": {"kind": "rekey"}}).decode()
+            await self._auditing.append(Record(keys.tenant, "tamper.refused", "denied", known, "tampered", container))
+            self._auditing.alarm("tampered", tenant=str(keys.tenant), container=str(container))
+            raise
+
+    async def _piece(
+        self, tx: Transaction, keys: TenantKeys, container: UUID, facts: Facts, what: rows.Place | rows.Part
+    ) -> rows.Piece | None:
         number = keys.index_number
-        piece = await rows.piece(tx, keys.tenant, container, number)
+        if isinstance(what, rows.Place):
+            piece = await rows.piece(tx, keys.tenant, container, number, what)
+        else:
+            piece = await rows.part(tx, keys.tenant, container, number, what)
         if piece is None:
             return None
         standing = piece.tenant
         if standing["epoch"] != keys.epoch or standing["key_state"] not in {"active", "unavailable"}:
             raise Stale
         keys.check()
+        if not (piece.objects or piece.turns or piece.last):
+            return piece
         hand = await self._hand(tx, keys, piece)
         try:
             objects = [_object(hand, row) for row in piece.objects]
@@ -162,6 +189,11 @@ class Mover:
         except BaseException:
             wipe(*held.values())
             raise
+
+
+def _note_moved(keys: TenantKeys, container: UUID) -> None:
+    if keys.former is not None:
+        keys.former.seen.learn_moved(container)
 
 
 def _for_a_request(detail: dict[str, Any], **known: Any) -> str:

@@ -1,16 +1,17 @@
 """What a request meets while its tenant has older index keys: nothing but a moment's wait.
 
 While an index key is exchanged a container stands under the old one or the new one. A request's names go through the
-new one, so a container that it touches is moved first (``MovingLane``); its own name is looked for under both
-(``Lookups``). A repeated request finds the answer that was kept under an older key for as long as answers are kept.
+new one, so a container that it touches is moved first (``MovingLane``), or of a large one what it touches; its own name
+is looked for under both (``Lookups``). A repeated request finds the answer that was kept under an older key for as long
+as answers are kept.
 
 Where a tenant has one index key, all of this is one look into an empty dictionary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar, cast
 from uuid import UUID
 
 from typing_extensions import override
@@ -25,9 +26,16 @@ from app.store.connection import Connect
 from app.store.lane import Lanes
 from app.store.ledger import Ledger
 from app.store.pool import Pool
-from app.store.statements import Read, Write
+from app.store.statements import Read, ReadTarget, Selector, TargetResult, Write
 
 Item = TypeVar("Item", Read, Write)
+
+AT_FIRST: Final = 1
+"""Pieces of a container that a request moves. If that isn't all, it and all that follow move what they touch."""
+TRIES: Final = 3
+"""Reads of a list while others change the container; then all of it is moved."""
+WIDE: Final = frozenset({"delete-many", "prune"})
+"""Operations that may touch all of a container."""
 
 
 class Lookups(Pool):
@@ -89,18 +97,44 @@ class MovingLane(Generic[Item]):
         return going
 
     async def _prepared(self, item: Item) -> Any:
-        keys = self._keyring.get(item.tenant) or await self._keyring.acquire(item.tenant)
-        former = keys.former
-        if former is not None and keys.epoch == item.epoch:
-            try:
-                for container in _touched(item):
-                    if not former.stands(container):
-                        await self._mover.bring(keys, container)
-                if isinstance(item, Write):
-                    await self._recall(keys, former, item)
-            except Stale:
-                pass  # the statement finds the same, and says what it is
-        return await self._lane.submit(item)
+        results: Any = None
+        for again in range(TRIES + 1):
+            keys = await self._keyring.acquire(item.tenant)
+            former = keys.former
+            reached: dict[UUID, rows.Reach | None] = {}
+            if former is not None and keys.epoch == item.epoch:
+                try:
+                    for container in _touched(item):
+                        if not former.stands(container):
+                            reached[container] = await self._bring(keys, former, item, container, whole=again == TRIES)
+                    if isinstance(item, Write):
+                        await self._recall(keys, former, item)
+                except Stale:
+                    pass  # the statement finds the same, and says what it is
+            results = await self._lane.submit(item)
+            if not _outdated(item, results, reached):
+                break
+        return results
+
+    async def _bring(
+        self, keys: TenantKeys, former: Former, item: Read | Write, container: UUID, *, whole: bool
+    ) -> rows.Reach | None:
+        """How far its lists reach where only what the item touches was moved, else None."""
+        part = None if whole else _part(item, container, former)
+        if part is None:
+            await self._mover.bring(keys, container)
+            return None
+        large = former.seen.large
+        if container not in large:
+            if (await self._mover.bring(keys, container, most=AT_FIRST)).all:
+                return None
+            large[container] = set()
+        if not part.lists and part.objects <= large[container]:
+            return None
+        reach = await self._mover.bring_part(keys, container, part)
+        if container in large:
+            large[container] |= part.objects
+        return reach
 
     async def _recall(self, keys: TenantKeys, former: Former, item: Write) -> None:
         """Keep an answer that only an older index key finds under the present one too, if this is its request again."""
@@ -129,3 +163,52 @@ def _touched(item: Read | Write) -> Iterable[UUID]:
         for target in item.targets
         if target.make is None and any(operation.type != "erase" for operation in target.operations)
     } | {target.container for target in item.targets if target.make is None and target.change is not None}
+
+
+def _part(item: Read | Write, container: UUID, former: Former) -> rows.Part | None:
+    """What an item touches of a container. None: that can't be told, or may be all of it."""
+    objects: set[UUID] = set()
+    lists: list[rows.Listing] = []
+    try:
+        for target in item.targets:
+            if target.container != container:
+                continue
+            if isinstance(target, ReadTarget):
+                objects |= {_older(former, each.id) for each in target.selectors if each.type == "object"}
+                lists += [_listing(former, each) for each in target.selectors if each.type == "list"]
+            elif target.change is not None or any(each.type in WIDE for each in target.operations):
+                return None
+            else:
+                objects |= {_older(former, each.id) for each in target.operations if each.type in {"put", "delete"}}
+    except LookupError:
+        return None
+    return rows.Part(frozenset(objects), tuple(lists))
+
+
+def _older(former: Former, tag: UUID | None) -> UUID:
+    """What a tag was under the index key before. Raises ``LookupError`` where it isn't remembered."""
+    if tag is None:
+        raise LookupError
+    return UUID(bytes=former.seen.tags[tag.bytes][0])
+
+
+def _listing(former: Former, selector: Selector) -> rows.Listing:
+    collection = (selector.id, _older(former, selector.id)) if selector.id is not None else None
+    tag = (selector.tag, _older(former, selector.tag)) if selector.tag is not None else None
+    return rows.Listing(collection, tag, selector.version, selector.limit, selector.bytes)
+
+
+def _outdated(item: Read | Write, results: Sequence[TargetResult], reached: Mapping[UUID, rows.Reach | None]) -> bool:
+    """Whether a list was read further down than it had been moved, since others removed what it began with."""
+    if isinstance(item, Write):
+        return False
+    for target, result in zip(item.targets, results, strict=True):
+        reach = reached.get(target.container)
+        if reach is None or not reach.floors or result.status != "ok" or result.head["commit_number"] == reach.commit:
+            continue
+        lists = [each for each in target.selectors if each.type == "list"]
+        single = {each.id for each in target.selectors if each.type == "object"}
+        found = [row["version"] for row in result.objects if row["id"] not in single]
+        if len(lists) > 1 or len(found) < lists[0].limit or min(found) < reach.floors[0]:
+            return True
+    return False

@@ -36,7 +36,7 @@ _UUID8: Final = (0x8 << 76) | (0x2 << 62)
 def _tag(keys: TenantKeys, kind: IndexKind, container: UUID, *values: str) -> UUID:
     """128 bits of HMAC as a UUID."""
     tag = index_tag(keys.index, kind, container, *values)[:16]
-    if keys.former is not None and container == NO_UUID:
+    if keys.former is not None and (container == NO_UUID or not keys.former.stands(container)):
         keys.former.note(tag, lambda older: index_tag(older, kind, container, *values)[:16])
     return quick_id(tag)
 
@@ -66,9 +66,15 @@ def object_id(keys: TenantKeys, container: UUID, collection: str, key: str) -> U
     held = keys.names.get((container, collection, key))
     if held is not None:
         return held
-    digest = index_tag(keys.index, IndexKind.OBJECT, container, collection, key)
-    made = quick_id((int.from_bytes(digest[:16], "big") & _VERSION_BITS | _UUID8).to_bytes(16, "big"))
-    return keys.name(container, collection, key, made)
+    made = _object_id(keys.index, container, collection, key)
+    if keys.former is not None and not keys.former.stands(container):
+        keys.former.note(made, lambda older: _object_id(older, container, collection, key))
+    return keys.name(container, collection, key, quick_id(made))
+
+
+def _object_id(index: SecretKey, container: UUID, collection: str, key: str) -> bytes:
+    digest = index_tag(index, IndexKind.OBJECT, container, collection, key)
+    return (int.from_bytes(digest[:16], "big") & _VERSION_BITS | _UUID8).to_bytes(16, "big")
 
 
 def fingerprint(keys: TenantKeys, container: UUID, *parts: bytes) -> bytes:

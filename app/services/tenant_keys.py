@@ -62,6 +62,10 @@ class Seen:
     """The same name's tags under the older index keys, newest first, by its tag under the present one."""
     moved: set[UUID] = field(default_factory=set)
     """Containers that are known to stand under the present index key."""
+    large: dict[UUID, set[UUID]] = field(default_factory=dict)
+    """Containers that requests don't wait for: the job moves them, and a request only what it touches. With the ids
+    under the older index key of what requests have moved.
+    """
 
     def note(self, tag: bytes, older: tuple[bytes, ...]) -> None:
         self.tags[tag] = older
@@ -73,6 +77,7 @@ class Seen:
         if len(self.moved) >= TAGS:
             self.moved.clear()
         self.moved.add(container)
+        self.large.pop(container, None)
 
 
 @dataclass(slots=True)

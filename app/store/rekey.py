@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from app.identity import NO_UUID
 from app.store.ledger import Transaction
 from app.store.pool import Pool
 
@@ -15,8 +16,32 @@ TURNS: Final = 400
 BYTES: Final = 2 * 1024 * 1024
 """What one piece holds at most (one object may be larger): a container's writers wait for no more than that."""
 
+MARGIN: Final = 32
+"""Objects that are moved beyond a list's end: if others remove some before it is read, it goes on with these."""
+
 DUE_INDEX_KEYS: Final = "SELECT tenant_id, number FROM confide.due_index_keys($1)"
 FORMER_ANSWERS: Final = "SELECT * FROM confide.former_answers($1, $2, $3)"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a container has been gone through: an object's id under the older index key, a turn's number."""
+
+    object: UUID = NO_UUID
+    turn: int = 0
+
+
+START: Final = Place()
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far the lists of a part were moved. ``commit``: the container's commit number then; ``floors``: the oldest
+    version that was reached, for each list that goes on after it.
+    """
+
+    commit: int
+    floors: list[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +54,29 @@ class Piece:
     objects: list[Any]
     turns: list[Any]
     last: bool
+    end: Place = START
+    reach: Reach | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list that a request reads of a container: as ``Selector``, each tag under the present index key and the older
+    one.
+    """
+
+    collection: tuple[UUID, UUID] | None
+    tag: tuple[UUID, UUID] | None
+    version: UUID | None
+    limit: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a request touches of a container: objects by their ids under the older index key, and lists."""
+
+    objects: frozenset[UUID]
+    lists: tuple[Listing, ...]
 
 
 async def left(tx: Transaction, tenant: UUID, number: int, bound: UUID, after: UUID, limit: int) -> list[UUID]:
@@ -45,58 +93,136 @@ async def left(tx: Transaction, tenant: UUID, number: int, bound: UUID, after: U
     return [row["id"] for row in rows]
 
 
-async def piece(tx: Transaction, tenant: UUID, container: UUID, number: int) -> Piece | None:
-    """What is to be moved next. None where the container has gone, or stands under index key ``number`` already."""
-    fetch = tx.connection.fetch
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A container's row, locked, with the tenant's standing. ``below``: key generations of what hasn't been moved."""
+
+    row: Any
+    tenant: Any
+    keys: list[Any]
+    below: int
+
+
+async def _hold(tx: Transaction, tenant: UUID, container: UUID, number: int) -> _Held | None:
     row = await tx.connection.fetchrow(
         "SELECT * FROM confide.container WHERE tenant_id = $1 AND id = $2 FOR NO KEY UPDATE", tenant, container
     )
     if row is None or row["index_number"] == number:
         return None
     standing = await tx.connection.fetchrow("SELECT epoch, state, key_state FROM confide.tenant WHERE id = $1", tenant)
-    keys = await fetch(
+    keys = await tx.connection.fetch(
         "SELECT * FROM confide.container_key WHERE tenant_id = $1 AND container_id = $2 ORDER BY generation",
         tenant,
         container,
     )
     # Before the first piece everything stands under older keys; from then on what doesn't is done.
-    below = row["ck_generation"] + (row["index_number"] != -number)
+    return _Held(row, standing, list(keys), row["ck_generation"] + (row["index_number"] != -number))
+
+
+async def part(tx: Transaction, tenant: UUID, container: UUID, number: int, wanted: Part) -> Piece | None:
+    """Of what a request touches, that which hasn't been moved yet. None as for ``piece``."""
+    held = await _hold(tx, tenant, container, number)
+    if held is None:
+        return None
+    ids, floors = set(wanted.objects), []
+    for each in wanted.lists:
+        listed, floor = await _listed(tx, tenant, container, each)
+        ids |= listed
+        floors.append(floor)
+    objects = await tx.connection.fetch(
+        "SELECT * FROM confide.context_object WHERE tenant_id = $1 AND container_id = $2 AND id = ANY($3::uuid[])"
+        " AND ck_generation < $4",
+        tenant,
+        container,
+        list(ids),
+        held.below,
+    )
+    reach = Reach(held.row["commit_number"], [floor for floor in floors if floor is not None])
+    return Piece(held.row, held.tenant, held.keys, list(objects), [], last=False, reach=reach)
+
+
+async def _listed(tx: Transaction, tenant: UUID, container: UUID, each: Listing) -> tuple[set[UUID], UUID | None]:
+    """Ids of what a list reads and of a few objects after it, under whichever index key they stand; and the last one's
+    version, where there are more.
+    """
+    new, old = each.collection or (None, None)
+    tag, older = each.tag or (None, None)
+    found = await tx.connection.fetch(
+        "SELECT l.id, l.version, sum(l.size) OVER (ORDER BY l.version DESC) - l.size AS ahead"
+        " FROM confide.context_object l WHERE l.tenant_id = $1 AND l.container_id = $2"
+        " AND ($3::uuid IS NULL OR l.collection_tag IN ($3, $4::uuid))"
+        " AND ($5::bytea IS NULL OR position($5 IN l.tags) > 0 OR position($6::bytea IN l.tags) > 0)"
+        " AND ($7::uuid IS NULL OR l.version < $7) ORDER BY l.version DESC LIMIT $8",
+        tenant,
+        container,
+        new,
+        old,
+        tag.bytes if tag is not None else None,
+        older.bytes if older is not None else None,
+        each.version,
+        each.limit + MARGIN + 1,
+    )
+    taken = [row for row in found[: each.limit + MARGIN] if row["ahead"] <= each.bytes]
+    more = len(taken) < len(found)
+    return {row["id"] for row in taken}, (taken[-1]["version"] if more else None)
+
+
+async def piece(tx: Transaction, tenant: UUID, container: UUID, number: int, after: Place = START) -> Piece | None:
+    """What is to be moved next. None where the container has gone, or stands under index key ``number`` already.
+
+    ``after``: the end of the piece before, so that what has been moved isn't looked through each time. A piece without
+    anything that isn't the last one says that something is left before it.
+    """
+    fetch = tx.connection.fetch
+    held = await _hold(tx, tenant, container, number)
+    if held is None:
+        return None
     objects = await fetch(
         "SELECT * FROM (SELECT l.*, sum(l.size) OVER (ORDER BY l.id) - l.size AS ahead FROM"
-        " (SELECT * FROM confide.context_object o WHERE o.tenant_id = $1 AND o.container_id = $2"
+        " (SELECT * FROM confide.context_object o WHERE o.tenant_id = $1 AND o.container_id = $2 AND o.id > $6"
         " AND o.ck_generation < $3 ORDER BY o.id LIMIT $4) l) b WHERE b.ahead <= $5 ORDER BY b.id",
         tenant,
         container,
-        below,
+        held.below,
         OBJECTS,
         BYTES,
+        after.object,
     )
     turns: list[Any] = []
-    if len(objects) < OBJECTS and sum(each["size"] for each in objects) <= BYTES:
+    full = len(objects) == OBJECTS or sum(each["size"] for each in objects) > BYTES
+    if not full:
         turns = await fetch(
             "SELECT * FROM (SELECT l.*, sum(l.size) OVER (ORDER BY l.number) - l.size AS ahead FROM"
             " (SELECT * FROM confide.turn o WHERE o.tenant_id = $1 AND o.container_id = $2 AND o.removed_at IS NULL"
-            " AND o.ck_generation < $3 ORDER BY o.number LIMIT $4) l) b WHERE b.ahead <= $5 ORDER BY b.number",
+            " AND o.number > $6 AND o.ck_generation < $3 ORDER BY o.number LIMIT $4) l) b WHERE b.ahead <= $5"
+            " ORDER BY b.number",
+            tenant,
+            container,
+            held.below,
+            TURNS,
+            BYTES,
+            after.turn,
+        )
+        full = len(turns) == TURNS or sum(each["size"] for each in turns) > BYTES
+    end = Place(objects[-1]["id"] if objects else after.object, turns[-1]["number"] if turns else after.turn)
+    last = not full and await _nothing_else(tx, tenant, container, held.below, len(objects), len(turns))
+    return Piece(held.row, held.tenant, held.keys, list(objects), list(turns), last, end)
+
+
+async def _nothing_else(tx: Transaction, tenant: UUID, container: UUID, below: int, objects: int, turns: int) -> bool:
+    return bool(
+        await tx.connection.fetchval(
+            "SELECT (SELECT count(*) FROM (SELECT FROM confide.context_object WHERE tenant_id = $1"
+            " AND container_id = $2 AND ck_generation < $3 LIMIT $4 + 1) a) = $4"
+            " AND (SELECT count(*) FROM (SELECT FROM confide.turn WHERE tenant_id = $1 AND container_id = $2"
+            " AND ck_generation < $3 AND removed_at IS NULL LIMIT $5 + 1) a) = $5",
             tenant,
             container,
             below,
-            TURNS,
-            BYTES,
+            objects,
+            turns,
         )
-    counted = await tx.connection.fetchrow(
-        "SELECT (SELECT count(*) FROM (SELECT FROM confide.context_object WHERE tenant_id = $1 AND container_id = $2"
-        " AND ck_generation < $3 LIMIT $4) a) AS objects,"
-        " (SELECT count(*) FROM (SELECT FROM confide.turn WHERE tenant_id = $1 AND container_id = $2"
-        " AND ck_generation < $3 AND removed_at IS NULL LIMIT $5) a) AS turns",
-        tenant,
-        container,
-        below,
-        OBJECTS + 1,
-        TURNS + 1,
     )
-    left_now = counted or {"objects": 0, "turns": 0}
-    last = left_now["objects"] == len(objects) and left_now["turns"] == len(turns)
-    return Piece(row, standing, list(keys), list(objects), list(turns), last)
 
 
 async def begin(
@@ -132,27 +258,17 @@ async def replace(
     """Objects and turns under the container's new key. ``objects``: old id, new id, collection tag, tags, fingerprint,
     body; ``turns``: number, body.
     """
-    run = tx.connection.execute
-    # No new id is an old one of another object: both are 122 bits of HMAC.
-    await run(
-        "UPDATE confide.context_object o SET id = a.new, collection_tag = a.collection, tags = a.tags,"
-        " fingerprint = a.mark, body = a.body, ck_generation = $3"
-        " FROM unnest($4::uuid[], $5::uuid[], $6::uuid[], $7::bytea[], $8::bytea[], $9::bytea[])"
-        " AS a (old, new, collection, tags, mark, body)"
-        " WHERE o.tenant_id = $1 AND o.container_id = $2 AND o.id = a.old",
-        tenant,
-        container,
-        generation,
-        *([each[place] for each in objects] for place in range(6)),
+    # No new id is an old one of another object: both are 122 bits of HMAC. One by one, each by its primary key: over
+    # arrays the planner goes through the whole container for each of them.
+    await tx.connection.executemany(
+        "UPDATE confide.context_object SET id = $5, collection_tag = $6, tags = $7, fingerprint = $8, body = $9,"
+        " ck_generation = $3 WHERE tenant_id = $1 AND container_id = $2 AND id = $4",
+        [(tenant, container, generation, *each) for each in objects],
     )
-    await run(
-        "UPDATE confide.turn t SET body = a.body, ck_generation = $3 FROM unnest($4::bigint[], $5::bytea[])"
-        " AS a (number, body) WHERE t.tenant_id = $1 AND t.container_id = $2 AND t.number = a.number",
-        tenant,
-        container,
-        generation,
-        [number for number, _ in turns],
-        [body for _, body in turns],
+    await tx.connection.executemany(
+        "UPDATE confide.turn SET body = $5, ck_generation = $3"
+        " WHERE tenant_id = $1 AND container_id = $2 AND number = $4",
+        [(tenant, container, generation, *each) for each in turns],
     )
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cell import Cell, running_cell
-from tests.keys.customers import World
+from app.kms.binding import LocalBinding
+from app.kms.registry import KmsSettings
+from app.services import unused_keys
+from tests.cell import REGION, Cell, running_cell
+from tests.keys.customers import QUICK, World
 from tests.kms.conftest import authority, bao, fake_azure, ministack
 from tests.kms.fake_azure import FakeAzure
 from tests.kms.rigs import AwsWorld, TransitWorld
@@ -51,6 +54,18 @@ async def cell(database: str, tmp_path: Path, world: World) -> AsyncIterator[Cel
 async def two_workers(database: str, tmp_path: Path, world: World) -> AsyncIterator[tuple[Cell, Cell]]:
     """Two workers of one cell: one database, one state folder, one set of key services."""
     kms = world.settings()
+    async with (
+        running_cell(database, tmp_path / "state", kms) as first,
+        running_cell(database, tmp_path / "state", kms) as second,
+    ):
+        yield first, second
+
+
+@pytest.fixture
+async def pair(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Cell, Cell]]:
+    """Two workers of one cell, with key files for customers' keys."""
+    monkeypatch.setattr(unused_keys, "LINGER", 0.0)
+    kms = KmsSettings(REGION, LocalBinding("vendor"), QUICK, dev=True, local_folder=tmp_path)
     async with (
         running_cell(database, tmp_path / "state", kms) as first,
         running_cell(database, tmp_path / "state", kms) as second,

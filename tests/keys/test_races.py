@@ -4,7 +4,6 @@ requests of runtimes notice nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -12,28 +11,13 @@ from typing import cast
 import pytest
 
 from app.errors import Unavailable
-from app.kms.binding import LocalBinding
-from app.kms.registry import KmsSettings
-from app.services import unused_keys
 from app.services.jobs import Job
 from app.store import bindings as rows
-from tests.cell import REGION, Cell, Tenant, running_cell
-from tests.keys.customers import QUICK, LocalCustomer, World, checked
+from tests.cell import Cell, Tenant
+from tests.keys.customers import LocalCustomer, World, checked
 from tests.keys.interleaved import Interleaved
 from tests.keys.test_moves import last, write
 from tests.keys.waiting import ended
-
-
-@pytest.fixture
-async def pair(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Cell, Cell]]:
-    """Two workers of one cell, with key files for customers' keys."""
-    monkeypatch.setattr(unused_keys, "LINGER", 0.0)
-    kms = KmsSettings(REGION, LocalBinding("vendor"), QUICK, dev=True, local_folder=tmp_path)
-    async with (
-        running_cell(database, tmp_path / "state", kms) as first,
-        running_cell(database, tmp_path / "state", kms) as second,
-    ):
-        yield first, second
 
 
 def of_a_file(folder: Path) -> LocalCustomer:
