@@ -100,20 +100,26 @@ class Signing:
         async with self._pool.transaction(tenant) as tx:
             return await rows.last_checkpoint(tx.connection, tenant, newest.epoch, 0, self.key_id)
 
-    async def _head(self, connection: Connection, tenant: UUID) -> Head | None:
+    async def _head(self, connection: Connection, tenant: UUID, epoch: int | None = None) -> Head | None:
         """Raises Unavailable where it contradicts itself: until the sealer has opened a new epoch."""
         try:
-            return await rows.head(connection, tenant)
+            return await rows.head(connection, tenant, epoch)
         except ProofError as error:
             self._auditing.alarm("audit-tree", tenant=str(tenant), cause=str(error))
             raise Unavailable("The stored log's head contradicts itself. The operator has been alarmed.") from None
 
     async def _not_behind(self, head: Head) -> None:
-        """Raises Unavailable where more was signed than is stored: until the sealer has opened a new epoch."""
+        """Raises Unavailable where more was signed than is stored: until the sealer has opened a new epoch.
+
+        Since the head was read others may have sealed and signed more; while the witness is held nobody signs.
+        """
         origin = self.names.origin(head.tenant, head.epoch)
         try:
             async with self.witness.locked():
                 seen = self.witness.latest(origin)
+                if seen is not None and seen.size > head.size:
+                    async with self._pool.transaction(head.tenant) as tx:
+                        head = await self._head(tx.connection, head.tenant, head.epoch) or head
         except WitnessError as error:
             raise Unavailable from error
         if seen is not None and seen.size > head.size:

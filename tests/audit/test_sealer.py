@@ -23,6 +23,7 @@ from app.services.audit_signing import Forked
 from app.services.audit_witness import Seen, Witness
 from app.services.sealer import Sealer
 from app.store.audit_pool import audit_connector
+from app.store.audit_tree import head
 from tests.audit.conftest import a_turn, events, sealed, verifier_keys
 from tests.audit.journal_rows import append, append_rows, by_hand, superuser
 from tests.cell import REGION, Cell, Tenant, running_cell
@@ -285,6 +286,21 @@ async def test_g4_a_checkpoint_that_was_deleted_between_others_is_missed(
         )
     await sealed(cell, tenant)
     assert await checked(tenant) == (1, ["mark"])
+
+
+async def test_a_head_that_was_read_before_others_signed_more_is_no_alarm(cell: Cell, tenant: Tenant) -> None:
+    signing = cell.parts.services.audit.signing
+    async with by_hand(cell) as seal:
+        await a_turn(tenant)
+        await seal()
+        async with cell.parts.services.audit.pools[0].transaction(tenant.id) as tx:
+            before = await head(tx.connection, tenant.id)
+        await a_turn(tenant, 2)
+        await seal()
+        assert before is not None
+        assert (await signing.checkpoint(tenant.id))["size"] > before.size
+        await signing._not_behind(before)
+    assert "audit-fork" not in cell.parts.services.auditing.alarms
 
 
 async def test_g7_a_checkpoint_that_a_crash_left_in_the_witness_alone_is_stored_with_the_next(

@@ -237,15 +237,16 @@ class Run:
             await asyncio.sleep(0.1)
 
     async def _get(self, client: httpx2.AsyncClient, path: str, params: Any = None) -> httpx2.Response:
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline, last = time.monotonic() + SETTLE_SECONDS, "nothing"
         while True:
             for worker in self.workers:
                 with suppress(httpx2.HTTPError):
                     answer = await client.get(worker.url + path, params=params or {})
+                    last = f"{answer.status_code} {answer.text[:300]}"
                     if answer.status_code == 200:
                         return answer
             if time.monotonic() > deadline:
-                raise Failed(f"{path} isn't answered")
+                raise Failed(f"{path} isn't answered: {last}")
             await asyncio.sleep(0.2)
 
 

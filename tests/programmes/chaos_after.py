@@ -24,16 +24,17 @@ PAGE = 500
 
 async def ask(client: httpx2.AsyncClient, method: str, path: str, **request: Any) -> httpx2.Response:
     """Until it is answered with something else than patience. Raises Failed."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline, last = time.monotonic() + PATIENCE_SECONDS, "nothing"
     while time.monotonic() < deadline:
         with suppress(httpx2.HTTPError):
             answer = await client.request(method, path, **request)
+            last = f"{answer.status_code} {answer.text[:300]}"
             if answer.status_code in {200, 404}:
                 return answer
             if answer.status_code != 503:
                 raise Failed(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
         await asyncio.sleep(0.2)
-    raise Failed(f"{method} {path} isn't answered")
+    raise Failed(f"{method} {path} isn't answered: {last}")
 
 
 # ---------------------------------------------------------------- containers
