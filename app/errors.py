@@ -81,7 +81,7 @@ class Forbidden(ConfideError):
 
 
 class TenantSuspended(Forbidden):
-    detail = "The tenant is suspended. Its operator can say why and lift the suspension."
+    detail = "The tenant is suspended, or has left. The operator can say why, and can lift a suspension."
 
 
 class TenantSealed(Forbidden):

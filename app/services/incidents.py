@@ -121,7 +121,7 @@ class Incidents:
             for tenant in tenants:
                 notice = new_id()
                 body = {"type": "incident", "notice": notice, "incident": incident, "kind": row["kind"],
-                        "tenant": tenant, "detected_at": row["detected_at"]}  # fmt: skip
+                        "tenant": tenant, "detected_at": row["detected_at"], "due": row["customer_due"]}  # fmt: skip
                 await rows.insert_notice(act.tx, tenant, notice, incident, orjson.dumps(body, str).decode())
             for affected in tenants or (None,):
                 await rows.add(

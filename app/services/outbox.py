@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 from base64 import b64encode
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
+
+import orjson
 
 from app.audit.checkpoint import Signer
 from app.crypto.secret import SecretKey
@@ -17,7 +20,7 @@ from app.crypto.tokens import open_token, seal_token
 from app.errors import ConfideError
 from app.identity import NO_UUID, Caller
 from app.services.audit_receivers import NotDelivered, check_url
-from app.services.auditing import Trace
+from app.services.auditing import Auditing, Trace
 from app.services.control import ControlPlane
 from app.services.residency import Residency
 from app.store import backup as cell_rows
@@ -52,7 +55,9 @@ class Outbox:
         sender: Sender,
         signer: Signer,
         key: SecretKey,
+        auditing: Auditing,
     ) -> None:
+        self._auditing = auditing
         self._control = control
         self._ledger = ledger
         self._residency = residency
@@ -98,6 +103,11 @@ class Outbox:
         if row is None or row["delivered_at"] is not None:
             return False
         error = await self._send(tenant, row, contact)
+        due = orjson.loads(row["body"]).get("due")
+        if error is not None and due is not None and datetime.fromisoformat(due) < datetime.now(UTC):
+            # Told is who was reached: at every try from then on, an hour apart at most, until it is delivered.
+            facts = {"tenant": str(tenant), "notice": str(notice), "incident": str(row["incident_id"])}
+            self._auditing.alarm("notice-undelivered", **facts, error=error)
         pause = PAUSES[min(row["attempts"], len(PAUSES) - 1)]
         async with self._ledger.transaction(tenant) as tx:
             await rows.tried(tx, tenant, notice, error, pause)

@@ -110,7 +110,7 @@ def assemble(needs: Needs) -> Privacy:
     customer, authority = timedelta(hours=needs.customer_hours), timedelta(hours=needs.authority_hours)
     residency = Residency(needs.region, control, ledger, needs.auditing)
     incidents = Incidents(control, ledger, needs.auditing, needs.notes, customer=customer, authority=authority)
-    outbox = Outbox(control, ledger, residency, needs.receivers, needs.signer, needs.notes)
+    outbox = Outbox(control, ledger, residency, needs.receivers, needs.signer, needs.notes, needs.auditing)
     detections = Detections(ledger, incidents, needs.thresholds)
     erasure = Erasure(
         reading=reading,

@@ -178,6 +178,7 @@ async def test_a_notice_is_tried_until_delivered_and_operators_see_the_outbox(
     assert await outbox.deliver() == 0
     [done] = (await cell.operator.get("/v1/notices")).json()["notices"]
     assert (done["attempts"], done["delivered_at"] is not None) == (3, True)
+    assert "notice-undelivered" not in cell.parts.services.auditing.alarms  # there was time left
     [(headers, body)] = receiver.taken
     assert json.loads(body)["incident"] == incident["id"]
     line = b64decode(headers["confide-signature"]).decode()
@@ -190,7 +191,7 @@ async def test_a_notice_waits_for_a_contact_and_goes_nowhere_without_a_consent_t
 ) -> None:
     cell, tenant = reaching, await reaching.tenant()
     outbox = cell.parts.services.privacy.outbox
-    incident = await opened(cell)
+    incident = await opened(cell, hours_ago=30)
     notice = {"audience": "customer", "tenants": [str(tenant.id)]}
     assert (await cell.operator.post(f"/v1/incidents/{incident['id']}/notices", json=notice)).status_code == 201
 
@@ -200,13 +201,17 @@ async def test_a_notice_waits_for_a_contact_and_goes_nowhere_without_a_consent_t
         [found] = (await cell.operator.get("/v1/notices")).json()["notices"]
         return str(found.get("last_error") or "") or None
 
+    alarms = cell.parts.services.auditing.alarms
     assert await tried() == "no-contact"
+    assert alarms["notice-undelivered"] == 1  # its time is over
     given = (await tenant.admin.post("/v1/privacy/consents", json=TO_AMERICA)).json()
     contact = {"url": receiver.url, "region": "us-east-1"}
     assert (await tenant.admin.put("/v1/privacy/contact", json=contact)).status_code == 200
     assert (await tenant.admin.post(f"/v1/privacy/consents/{given['id']}/revoke")).status_code == 200
     assert await tried() == "no-consent"
     assert receiver.taken == []
+    assert alarms["notice-undelivered"] == 2
     assert (await tenant.admin.post("/v1/privacy/consents", json=TO_AMERICA)).status_code == 201
     assert await tried() is None
     assert len(receiver.taken) == 1
+    assert alarms["notice-undelivered"] == 2
