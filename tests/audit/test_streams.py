@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +26,24 @@ from cryptography.x509.oid import NameOID
 from app.audit.event import decode
 from app.errors import InvalidRequest
 from app.services.audit_receivers import check_url, is_public
-from tests.audit.conftest import a_turn, sealed
+from tests.audit.conftest import a_turn, events, sealed
 from tests.audit.journal_rows import superuser
 from tests.cell import REGION, Cell, Tenant, running_cell
 
 
 @dataclass
 class Receiver:
-    """Takes deliveries; ``refusals`` holds the statuses that the next ones get instead."""
+    """Takes deliveries; ``refusals`` holds the statuses that the next ones get instead, though they were read."""
 
     url: str = ""
     refusals: list[int] = field(default_factory=list)
+    refused: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     taken: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.read()
         if self.refusals:
+            self.refused.append((dict(request.headers), body))
             return web.Response(status=self.refusals.pop(0), headers={"Location": "https://example.com/"})
         self.taken.append((dict(request.headers), body))
         return web.Response(status=204)
@@ -114,6 +119,7 @@ async def test_g4_a_stream_delivers_every_event_in_order_signed_though_the_recei
     cell: Cell, tenant: Tenant, receiver: Receiver
 ) -> None:
     await sealed(cell, tenant)
+    await tenant.auditor.get("/v1/audit/checkpoint")
     stream, secret = await create(tenant, receiver)
     receiver.refusals = [500, 302]
     for number in range(6):
@@ -131,6 +137,17 @@ async def test_g4_a_stream_delivers_every_event_in_order_signed_though_the_recei
         moment, signature = headers["Confide-Signature"].removeprefix("t=").split(",v1=")
         signed = f"{moment}.{headers['Confide-Delivery']}.".encode() + body
         assert hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest() == signature
+    again, body = receiver.taken[0]
+    assert len(receiver.refused) == 2
+    for headers, refused in receiver.refused:  # had it kept them, it would know the next by its start and drop it
+        assert headers["Confide-Delivery"] == again["Confide-Delivery"] == f"{stream}.1.{again['Confide-First-Leaf']}"
+        assert body.startswith(refused)
+    for (headers, body), (after, _) in pairwise(receiver.taken):
+        assert headers["Confide-Next-Leaf"] == after["Confide-First-Leaf"]
+        first, beyond = int(headers["Confide-First-Leaf"]), int(headers["Confide-Next-Leaf"])
+        assert len(body.splitlines()) == beyond - first
+    note = b64decode(receiver.taken[-1][0]["Confide-Checkpoint"])
+    assert note.decode().split("\n")[0] == receiver.taken[-1][0]["Confide-Origin"]
     shown = (await tenant.admin.get(f"/v1/audit/streams/{stream}")).json()
     assert shown["failures"] == 0
     assert "last_ok_at" in shown
@@ -144,6 +161,11 @@ async def test_a_streams_health_shows_why_it_fails_and_the_test_event_tells_at_o
     receiver.refusals = [503]
     answer = (await tenant.admin.post(f"/v1/audit/streams/{stream}/test")).json()
     assert answer == {"delivered": False, "error": "status-503"}
+    answer = (await tenant.admin.post(f"/v1/audit/streams/{stream}/test")).json()
+    assert answer == {"delivered": True}
+    [(headers, body)] = [one for one in receiver.taken if "Confide-Test" in one[0]]
+    assert (headers["Confide-Test"], json.loads(body)) == ("true", {"test": True, "stream": stream})
+    assert [event["outcome"] for event in await events(tenant, action="audit.stream")] == ["allowed"] * 3
     receiver.refusals = [500] * 3
     await a_turn(tenant)
 
@@ -167,22 +189,32 @@ async def test_what_is_older_than_seven_days_is_left_out_and_the_log_says_so(
     await cell.parts.services.audit.sealer.close()
     async with superuser(cell.url, replica=True) as admin, asyncio.timeout(40):
         size = await admin.fetchval("SELECT size FROM confide_audit.log WHERE tenant_id = $1", tenant.id)
-        while await admin.fetchval("SELECT min(next_leaf) FROM confide_audit.stream") < size:
-            await cell.parts.services.audit.streams.push()  # so that nothing is under way any more
-            await asyncio.sleep(0.05)
-        receiver.taken.clear()
+
+        async def all_delivered() -> None:
+            while await admin.fetchval("SELECT min(next_leaf) FROM confide_audit.stream") < size:
+                await cell.parts.services.audit.streams.push()  # what the leader does at each poll
+                await asyncio.sleep(0.05)
+
+        await all_delivered()  # so that nothing is under way any more
         await admin.execute("SELECT confide_audit.make_event_partitions((now() - interval '9 days')::date)")
-        await admin.execute("UPDATE confide_audit.event SET sealed_at = sealed_at - interval '9 days'")
-        await admin.execute("UPDATE confide_audit.stream SET next_leaf = 0")
+        for days in (6, 3):
+            receiver.taken.clear()
+            await admin.execute("UPDATE confide_audit.event SET sealed_at = sealed_at - $1 * interval '1 day'", days)
+            await admin.execute("UPDATE confide_audit.stream SET next_leaf = 0")
+            if days == 6:
+                await all_delivered()
+                assert len(receiver.leaves()) == size
         size = await admin.fetchval("SELECT size FROM confide_audit.log WHERE tenant_id = $1", tenant.id)
     async with asyncio.timeout(20):
         while True:
-            await cell.parts.services.audit.streams.push()  # what the leader does at each poll
+            await cell.parts.services.audit.streams.push()
             shown = (await tenant.admin.get("/v1/audit/streams")).json()["streams"][0]
             if shown["dropped"] == size:
                 break
             await asyncio.sleep(0.05)
     assert receiver.leaves() == []
+    said = await events(tenant, action="audit.stream", outcome="failed")
+    assert [(event["reason"], event["detail"]["dropped"]) for event in said] == [("buffer", size)]
 
 
 @pytest.mark.parametrize(
