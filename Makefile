@@ -66,6 +66,10 @@ test: $(DEV) ## run the tests on WORKERS (2) processes; ARGS adds pytest argumen
 fuzz: $(DEV) ## hold the service to its OpenAPI document with EXAMPLES (200) random requests an operation
 	@CONFIDE_FUZZ_EXAMPLES="$(EXAMPLES)" $(BIN)/python -m pytest -n $(WORKERS) tests/guarantees/test_openapi_truth.py $(ARGS)
 
+.PHONY: faults
+faults: $(DEV) ## every kind of fault of a key service, whatever is being done, for every provider: 240 cells (a minute)
+	@$(BIN)/python -m tests.programmes.fault_matrix $(ARGS)
+
 .PHONY: bench-revocation
 bench-revocation: $(DEV) ## time from withdrawing a key to the last plaintext, and back; ARGS=--quick for a few runs only
 	@$(BIN)/python -m bench.revocation $(ARGS)

@@ -138,6 +138,10 @@ class AwsCustomer(Customer):
     def enable(self) -> None:
         self.world.aws.client("kms").enable_key(KeyId=self.arn)
 
+    def new_version(self) -> None:
+        """New material under the same ARN. No emulator rotates, so the gate says what AWS would say of it."""
+        self.world.aws.gate.material[self.arn] = secrets.token_hex(32)
+
     @property
     def served(self) -> Any:
         return self.world.aws.gate

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cell import Cell, Tenant
-from tests.keys.customers import Customer, World, activated, checked, make_customer
+from tests.keys.customers import PROVIDERS, Customer, World, activated, checked, make_customer
 from tests.keys.test_moves import read, write
 
 KINDS = (
@@ -49,6 +49,18 @@ def cases(providers: tuple[str, ...], kinds: tuple[str, ...] = KINDS) -> list[Ca
         for heat in HEATS
         if not (action == "first read" and heat == "warm") and not (action == "refresh" and heat == "cold")
     ]
+
+
+def some_cases() -> list[Case]:
+    """A part in which each provider meets each kind in two actions, and each kind each action, warm and cold."""
+    found = []
+    for column, provider in enumerate(PROVIDERS):
+        for row, kind in enumerate(KINDS):
+            for more in range(2):
+                action = ACTIONS[(2 * column + row + more) % len(ACTIONS)]
+                heats = [case for case in cases((provider,), (kind,)) if case.action == action]
+                found += heats[(row + more) % len(heats) :][:1] if heats else []
+    return found
 
 
 class Matrix:

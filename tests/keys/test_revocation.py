@@ -246,24 +246,65 @@ async def test_g5_integrity_is_an_alarm_and_never_a_revocation(cell: Cell, world
     assert await last(tenant, "s") == 1
 
 
-@pytest.mark.parametrize("provider", ["azure-key-vault", "vault-transit"])
+@pytest.mark.parametrize("provider", ["aws-kms", "azure-key-vault", "vault-transit"])
 async def test_g5_a_new_key_version_is_picked_up(cell: Cell, world: World, provider: str) -> None:
+    """Whether the customer makes it or his KMS by itself: the halves are wrapped by it, and opened by it from then on.
+
+    The clock is the test's: a key that was looked at less than 240 s ago isn't looked at again.
+    """
     tenant = await cell.tenant()
     await write(tenant, "s", 1)
     customer = make_customer(world, provider)
-    await bound(cell, tenant, customer)
-    before = (await tenant.admin.get("/v1/keys")).json()["generations"][0]["kek_version"]
+    binding = await bound(cell, tenant, customer)
     customer.new_version()
-    age = "UPDATE confide_keys.binding SET described_at = now() - interval '241 s' WHERE tenant_id = $1"
-    await _execute(cell, age, tenant.id)
+    await _looked_at(cell, tenant, "239 s")
+    await cell.parts.services.keys.prober.run_due()
+    before = await _wrapped(cell, tenant)
+    await _looked_at(cell, tenant, "241 s")
 
-    async def moved() -> bool:
-        return (await tenant.admin.get("/v1/keys")).json()["generations"][0]["kek_version"] != before
+    async def moved() -> Any:
+        found = (await tenant.admin.get(f"/v1/keys/bindings/{binding}")).json()
+        now = await _wrapped(cell, tenant)
+        return found if now["customer_half"] != before["customer_half"] else None
 
     await until(moved)
+    event = await until(lambda: _rotation(tenant))
+    after = await _wrapped(cell, tenant)
+    assert after["kek_version"] == event["to"] != before["kek_version"]
+    if provider == "aws-kms":  # whose ciphertexts name no material: the binding does
+        assert event["to"] == world.aws.gate.material[customer.body()["key_arn"]]
+        assert world.aws.gate.made_with(after["customer_half"]) == event["to"]
+    else:
+        assert after["customer_kek_version"] == event["to"]
     cell.parts.services.keyring.discard(tenant.id, at_once=True)
     assert await last(tenant, "s") == 1
-    assert [e["detail"]["from"] for e in await events(tenant, "key.rotate") if "from" in e["detail"]]
+    calls = len(await events(tenant, "key.intent"))
+    await _looked_at(cell, tenant, "241 s")
+    await until(lambda: _more(tenant, calls))
+    assert (await _wrapped(cell, tenant))["customer_half"] == after["customer_half"], "wrapped again for nothing"
+
+
+async def _looked_at(cell: Cell, tenant: Tenant, ago: str) -> None:
+    sql = f"UPDATE confide_keys.binding SET described_at = now() - interval '{ago}' WHERE tenant_id = $1"
+    await _execute(cell, sql, tenant.id)
+
+
+async def _wrapped(cell: Cell, tenant: Tenant) -> Any:
+    async with cell.parts.services.ledger.transaction(tenant.id) as tx:
+        return await tx.connection.fetchrow(
+            "SELECT r.customer_half, r.customer_kek_version, b.kek_version FROM confide_keys.root_key r"
+            " JOIN confide_keys.binding b ON b.tenant_id = r.tenant_id AND b.id = r.binding_id"
+            " WHERE r.tenant_id = $1 AND r.state = 'active'",
+            tenant.id,
+        )
+
+
+async def _rotation(tenant: Tenant) -> Any:
+    return next((e["detail"] for e in await events(tenant, "key.rotate") if "from" in e["detail"]), None)
+
+
+async def _more(tenant: Tenant, calls: int) -> bool:
+    return len(await events(tenant, "key.intent")) > calls
 
 
 async def _execute(cell: Cell, sql: str, tenant: UUID, *more: Any) -> None:

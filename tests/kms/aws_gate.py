@@ -7,6 +7,7 @@ kms:EncryptionContext:*, and the session policy. What it lets through, ministack
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -23,7 +24,9 @@ _CREDENTIAL = re.compile(r"Credential=([^/]+)/")
 
 
 class AwsGate(FaultProxy):
-    """``calls`` are (action, user agent, access key) of what came in. ``expired`` are access keys that have ended."""
+    """``calls`` are (action, user agent, access key) of what came in. ``expired`` are access keys that have ended.
+    ``material``: by key ARN, the id of the key's current material, where it has been rotated.
+    """
 
     def __init__(self, upstream: str, account: str, vendor_role: str) -> None:
         super().__init__(upstream)
@@ -31,6 +34,8 @@ class AwsGate(FaultProxy):
         self._principals: dict[str, str] = {VENDOR_KEY: vendor_role}
         self._session_policy: dict[str, dict[str, Any]] = {}
         self.expired: set[str] = set()
+        self.material: dict[str, str] = {}
+        self._made_with: dict[str, str] = {}
         self.seen: list[tuple[str, str, str]] = []
 
     def faultable(self, request: web.Request) -> bool:
@@ -48,7 +53,24 @@ class AwsGate(FaultProxy):
         status, content, headers = await self.forward(request, body)
         if action == "AssumeRole" and status == 200:
             self._remember(body, content.decode())
+        if target and status == 200:
+            content = self._with_material(action, json.loads(body), content)
         return web.Response(status=status, body=content, headers=headers)
+
+    def _with_material(self, action: str, asked: dict[str, Any], content: bytes) -> bytes:
+        """What AWS says of key material: DescribeKey names the current one, Decrypt the one that it used."""
+        answer = json.loads(content)
+        current = self.material.get(asked.get("KeyId", ""))
+        if action == "Encrypt" and current is not None:
+            self._made_with[answer["CiphertextBlob"]] = current
+        elif action == "DescribeKey" and current is not None:
+            answer["KeyMetadata"]["CurrentKeyMaterialId"] = current
+        elif action == "Decrypt" and asked.get("CiphertextBlob") in self._made_with:
+            answer["KeyMaterialId"] = self._made_with[asked["CiphertextBlob"]]
+        return json.dumps(answer).encode()
+
+    def made_with(self, ciphertext: bytes) -> str | None:
+        return self._made_with.get(base64.b64encode(ciphertext).decode())
 
     def _refuse(self, status: int, code: str, message: str, *, query: bool) -> web.Response:
         headers = {"x-amzn-RequestId": "11111111-2222-3333-4444-555555555555"}

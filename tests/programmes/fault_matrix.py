@@ -1,4 +1,4 @@
-"""All of the fault matrix: ``python tests/programmes/fault_matrix.py``. Takes some minutes; ``make test`` runs a part.
+"""All of the fault matrix: ``make faults``. Takes a minute; ``make test`` runs a part.
 
 Every error kind × (create, first read, refresh, write, rotate) × (cold, warm) × (AWS KMS, Azure Key Vault, Transit, a
 key file), on a real PostgreSQL and the emulators. A first read is cold and a refresh warm by what they are; a key file
