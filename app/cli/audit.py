@@ -184,6 +184,7 @@ def cross_check(args: argparse.Namespace) -> int:
 async def _cross_check(url: str, region: str, tenant: str | None) -> dict[str, Any]:
     from uuid import UUID  # noqa: PLC0415
 
+    from app.identity import NO_UUID  # noqa: PLC0415
     from app.services.audit_cross_check import cross_check as check  # noqa: PLC0415
     from app.store import audit_check  # noqa: PLC0415
     from app.store.audit_pool import AuditPool, audit_connector  # noqa: PLC0415
@@ -196,7 +197,7 @@ async def _cross_check(url: str, region: str, tenant: str | None) -> dict[str, A
             async with pool.transaction() as tx:
                 tenants = await audit_check.tenants(tx.connection)
         answer: dict[str, Any] = {"tenants": len(tenants), "containers": 0, "events": 0, "findings": []}
-        for one in tenants:
+        for one in tenants if tenant is not None else [*tenants, NO_UUID]:  # the cell's own log too
             report = await check(pool, one, region)
             answer["containers"] += report.containers
             answer["events"] += report.events

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from app.identity import NO_UUID
 from app.services.audit_cross_check import cross_check
 from tests.audit.conftest import a_turn, events, sealed
 from tests.audit.journal_rows import superuser
@@ -179,9 +180,16 @@ async def test_the_command_names_the_row_and_exits_with_1(cell: Cell, tenant: Te
 
     honest = run()
     assert honest.returncode == 0, honest.stdout + honest.stderr
+    async with superuser(cell.url, replica=True) as admin:
+        await admin.execute(
+            "UPDATE confide_audit.event SET sealed_at = now() + interval '1 hour' WHERE tenant_id = $1 AND leaf = 0",
+            NO_UUID,
+        )
+    found = run()
+    assert [finding["kind"] for finding in json.loads(found.stdout)["findings"]].count("sealed-order") >= 1
     async with superuser(cell.url) as admin:
         await admin.execute("DELETE FROM confide.context_object WHERE container_id = $1", first["session"]["id"])
     found = run()
     assert found.returncode == 1
-    finding = json.loads(found.stdout)["findings"][0]
+    [finding] = [one for one in json.loads(found.stdout)["findings"] if one["kind"] != "sealed-order"]
     assert (finding["kind"], finding["container"]) == ("object-missing", first["session"]["id"])
