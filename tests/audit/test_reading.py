@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ from pathlib import Path
 import orjson
 
 from app.audit import verify as verifier
+from app.services.audit_export import Wanted
+from app.services.auditing import NO_TRACE
 from tests.audit.conftest import a_turn, events, sealed, verifier_keys
+from tests.audit.journal_rows import superuser
 from tests.cell import Cell, Tenant
 
 
@@ -70,6 +74,35 @@ async def test_an_export_resumes_where_it_broke_off(cell: Cell, tenant: Tenant) 
     events_of_whole = [line for line in whole if line.startswith(b"{")]
     events_of_rest = [line for line in rest.content.splitlines() if line.startswith(b"{")]
     assert events_of_rest[: len(events_of_whole) - middle] == events_of_whole[middle:]
+
+
+async def test_a_stream_that_breaks_off_anywhere_is_resumed_and_is_not_taken_for_an_export(
+    cell: Cell, tenant: Tenant
+) -> None:
+    for number in range(4):
+        await a_turn(tenant, number)
+    await sealed(cell, tenant)
+    keys = await verifier_keys(tenant)
+    services = cell.parts.services
+    caller = await services.access.authenticate(f"Bearer {tenant.keys['auditor']}".encode(), "127.0.0.1")
+    chunks = await services.audit.exports.open(caller, Wanted("ndjson"), NO_TRACE)
+    begun = await anext(chunks)
+    await chunks.aclose()  # the reader went away
+    async with superuser(cell.url) as admin:
+        assert await admin.fetchval("SELECT count(*) FROM confide_audit.exported") == 0
+    for cut in random.Random(4).sample(range(len(begun)), 5):
+        lines = begun[:cut].split(b"\n")[:-1]
+        if lines:
+            assert verifier.verify(lines, keys).exit_code == 3
+        have = [line for line in lines if line.startswith(b"{")]
+        rest = await tenant.auditor.get("/v1/audit/export", params={"first": len(have)})
+        report = verifier.verify(rest.content.splitlines(), keys)
+        assert (report.exit_code, report.first, report.end) == (0, len(have), report.size)
+        joined = have + [line for line in rest.content.splitlines() if line.startswith(b"{")]
+        assert len(joined) == report.size
+        assert joined[: begun.count(b"\n{")] == [line for line in begun.splitlines() if line.startswith(b"{")]
+    async with superuser(cell.url) as admin:
+        assert await admin.fetchval("SELECT count(*) FROM confide_audit.exported") == 5
 
 
 async def test_an_export_of_a_period_holds_every_event_of_it(cell: Cell, tenant: Tenant) -> None:

@@ -21,7 +21,7 @@ from app.errors import Unavailable
 from app.identity import NO_UUID
 from app.services.audit_signing import Forked
 from app.services.audit_witness import Seen, Witness
-from app.services.sealer import Sealer
+from app.services.sealer import SIGN_SECONDS, Sealer
 from app.store.audit_pool import audit_connector
 from app.store.audit_tree import head
 from tests.audit.conftest import a_turn, events, sealed, verifier_keys
@@ -65,6 +65,20 @@ async def test_g4_the_cells_own_log_has_a_tree_too(cell: Cell, tenant: Tenant) -
     row = await cell.parts.services.audit.signing.checkpoint(NO_UUID)
     assert row["size"] > 0
     assert Checkpoint.parse(bytes(row["note"]).split(b"\n\n")[0] + b"\n").origin.endswith(str(NO_UUID))
+
+
+async def test_g4_checkpoints_are_signed_though_nobody_asks(
+    cell: Cell, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SIGN_SECONDS <= 60
+    monkeypatch.setattr("app.services.sealer.SIGN_SECONDS", 0.2)
+    cell.parts.services.audit.sealer._next_sign = 0.0
+    await a_turn(tenant)
+    size = await sealed(cell, tenant)
+    async with superuser(cell.url) as admin, asyncio.timeout(20):
+        largest = "SELECT coalesce(max(size), 0) FROM confide_audit.checkpoint WHERE tenant_id = $1"
+        while await admin.fetchval(largest, tenant.id) < size:  # noqa: ASYNC110  another process signs
+            await asyncio.sleep(0.1)
 
 
 async def test_g3_what_cannot_be_encoded_is_sealed_as_an_event_that_says_so(cell: Cell, tenant: Tenant) -> None:
