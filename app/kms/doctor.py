@@ -74,17 +74,26 @@ def may_activate(checks: list[Check]) -> bool:
 
 
 NOT_APPLICABLE = "not-applicable"
+_ELSEWHERE = "The key isn't known to be where the tenant's keys may be, so nothing was sent to it."
 _NO_DESCRIPTION = "The key could not be reached, so this was not looked at."
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
     """What is examined, and for whom. ``context`` is the wrap context of the tenant's own halves; it must have the
-    field ``confide:tenant``."""
+    field ``confide:tenant``. ``consented``: whether something may be sent to a key in that region."""
 
     binding: Binding
     context: WrapContext
     allowed_regions: frozenset[str]
+    consented: Callable[[str], bool] = lambda _: True
+
+    def may_send(self, described: KeyDescription | None) -> bool:
+        """Only where the key is known to be where it may be. An AWS key's name says where it is, a vault's doesn't."""
+        if described is None:
+            return not isinstance(self.binding, AzureBinding)
+        region = described.region
+        return region is not None and region in self.allowed_regions and self.consented(region)
 
 
 async def examine(patient: Patient, registry: ProviderRegistry, audited: Audited) -> list[Check]:
@@ -119,6 +128,10 @@ def _verdict(name: str, ok: bool, cause: str, fix: str, *, must: bool = True) ->
 
 def _unseen(name: str, *, must: bool = True) -> Check:
     return Check(name, must, Outcome.SKIPPED, _NO_DESCRIPTION)
+
+
+def _unsent(name: str, *, must: bool = True) -> Check:
+    return Check(name, must, Outcome.SKIPPED, _ELSEWHERE)
 
 
 def _inapplicable(name: str, *, must: bool = True) -> Check:
@@ -219,6 +232,8 @@ def _proof(described: KeyDescription | None, binding: Binding) -> Check:
 async def _round_trip(
     provider: KeyProvider, patient: Patient, described: KeyDescription | None, audited: Audited
 ) -> list[Check]:
+    if not patient.may_send(described):
+        return [_unsent("wrap-and-unwrap"), _unsent("foreign-context-refused"), _unsent("latency", must=False)]
     key = SecretKey.generate()
     foreign = WrapContext({**patient.context.fields, "confide:tenant": str(new_id())})
     started = time.perf_counter()

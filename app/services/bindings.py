@@ -195,7 +195,13 @@ class Bindings:
                 transfer_to = key_transfers.abroad(found.region, self._region)
             return found
 
-        checks = await examine(Patient(binding, context, policy.regions), self._providers.registry, audited)
+        patient = Patient(
+            binding,
+            context,
+            policy.regions,
+            lambda region: key_transfers.abroad(region, self._region) in {None, *consented},
+        )
+        checks = await examine(patient, self._providers.registry, audited)
         return [*checks, key_transfers.look(transfer_to, consented)], transfer_to
 
     async def _vendor_check(self, tenant: UUID, generation: int) -> Check:

@@ -36,7 +36,7 @@ from app.store.pool import Pool
 
 log = logging.getLogger("confide.jobs")
 
-CLAIM: Final = 30.0
+CLAIM: Final = 15.0
 """Seconds that a claim lasts; renewed at a third of it. A dead worker's job moves on after so long."""
 POLL: Final = 0.5
 AT_ONCE: Final = 4

@@ -17,6 +17,7 @@ from app.kms.onboarding import aws_trust_policy
 from tests.kms.fake_azure import FakeAzure
 from tests.kms.rigs import VENDOR_ROLE, AwsRig, AwsWorld, MinistackRig, Rig, TransitRig, TransitWorld
 from tests.kms.rigs_azure import AzureRig
+from tests.kms.servers import Fault
 
 T = TypeVar("T")
 
@@ -82,6 +83,25 @@ async def test_a_region_that_is_not_allowed_stops_activation(rig: Rig) -> None:
     assert checks["region-allowed"].outcome is Outcome.FAIL
     assert "antarctica-1" in checks["region-allowed"].cause
     assert not may_activate(list(checks.values()))
+
+
+@pytest.mark.parametrize("why", ["region", "consent", "unknown"])
+async def test_g9_nothing_is_sent_to_a_key_that_isnt_known_to_be_where_it_may(
+    fake_azure: FakeAzure, tmp_path: Path, why: str
+) -> None:
+    """A vault's name doesn't tell its region. Its own answer does, and asking for that sends nothing of a key."""
+    rig = AzureRig.make(fake_azure, tmp_path)
+    ledger = Ledger()
+    regions = frozenset({"antarctica-1"}) if why == "region" else rig.regions
+    patient = Patient(rig.binding, rig.context, regions, lambda _: why != "consent")
+    if why == "unknown":
+        fake_azure.faults.extend([Fault(503, "{}")] * 10)
+    checks = {check.name: check for check in await examine(patient, rig.registry, ledger)}
+    fake_azure.faults.clear()
+    assert {operation for _, operation, _ in ledger.events} == {"describe"}
+    assert checks["wrap-and-unwrap"].outcome is Outcome.SKIPPED
+    assert not may_activate(list(checks.values()))
+    await rig.close()
 
 
 async def test_withdrawn_access_is_named(rig: Rig) -> None:
