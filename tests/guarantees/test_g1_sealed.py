@@ -170,7 +170,7 @@ def fail(runtime: httpx2.Client, admin: httpx2.Client, word: Marker) -> list[htt
         (400, "GET", f"/v1/sessions/{session}/context", {"params": {"limit": word("limit")}}),
         (400, "GET", f"/v1/sessions/{session}/context", {"params": {word("query"): word("query")}}),
         (400, "GET", kept, {"headers": {"confide-purpose": word("purpose"), "user-agent": word("user agent")}}),
-        (400, word("method").upper(), "/v1/commit", {}),
+        (501, word("method").upper(), "/v1/commit", {}),
         (404, "POST", "/v1/privacy/holds", {"json": {"subject": word("held nobody"), "reason": word("reason")}}),
         (422, "POST", "/v1/privacy/holds", {"json": {"external_id": "x", "reason": word("long reason") * 200}}),
         (404, "POST", "/v1/privacy/erasures", {"json": {"external_id": word("erased nobody")}}),
