@@ -46,11 +46,15 @@ async def load(services: Services, request: Request, body: LoadIn) -> Answer:
     where = session_of(body.session, body.external_id)
     turns = TurnRange(body.turns.last) if body.turns is not None else None
     parts = [Loading(where, "context.load", selects_in(body.context, "/context"), turns)]
+    if body.subject_context is not None and not body.subject:
+        raise InvalidRequest("subject_context goes with subject: true.", "/subject_context")
+    if body.app_context is not None and body.app is None:
+        raise InvalidRequest("app_context goes with app.", "/app_context")
     if body.subject:
-        selects = selects_in(body.subject_context, "/subject_context") if body.subject_context else [Select()]
+        selects = [Select()] if body.subject_context is None else selects_in(body.subject_context, "/subject_context")
         parts.append(Loading(where, "context.load", selects, hop=True))
     if body.app is not None:
-        selects = selects_in(body.app_context, "/app_context") if body.app_context else [Select()]
+        selects = [Select()] if body.app_context is None else selects_in(body.app_context, "/app_context")
         parts.append(Loading(Where(Kind.APP, external=body.app), "context.load", selects))
     opened = await services.dialogue.load(call_of(request), parts)
     session = opened[0]

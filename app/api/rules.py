@@ -31,6 +31,11 @@ def one_of(*shapes: Schema) -> Schema:
     return {"oneOf": list(shapes)}
 
 
+def any_of(*shapes: Schema) -> Schema:
+    """One of the shapes fits, or several."""
+    return {"anyOf": list(shapes)}
+
+
 def all_of(*schemas: Schema) -> Schema:
     return {"allOf": list(schemas)}
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from msgspec import Meta
 
-from app.api.rules import Schema, exactly_one, one_of, shape
+from app.api.rules import Schema, all_of, any_of, exactly_one, one_of, shape
 from app.api.schemas import (
     Collection,
     Count,
@@ -62,7 +62,11 @@ class LoadIn(In):
     app.
     """
 
-    also: ClassVar[Schema | None] = exactly_one("session", "external_id")
+    also: ClassVar[Schema | None] = all_of(
+        exactly_one("session", "external_id"),
+        any_of(shape(absent=("subject_context",)), shape(given=("subject",), subject={"const": True})),
+        any_of(shape(absent=("app_context",)), shape(given=("app",))),
+    )
 
     session: UUID | None = None
     external_id: Name | None = None

@@ -1,8 +1,8 @@
 """What a body is before it's sealed: inline JSON in canonical form, base64 in its one spelling, RFC 7396 merges.
 
 Canonical JSON here is: UTF-8, no insignificant white space, object names sorted by their code points, numbers as IEEE
-754
-doubles or 64-bit integers in their shortest form. A number that can't be kept exactly is refused, never rounded.
+754 doubles or 64-bit integers in their shortest form. A number that can't be kept exactly is refused, never rounded; so
+is an object that has a name twice, since one of the values would be lost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from app.errors import BadRequest, InvalidRequest, NumberNotRepresentable
 
 _LONG_NUMBER: Final = re.compile(rb"[0-9.eE+-]{16,}|[0-9][eE][+-]?[0-9]{3}")
 _MAX_DEPTH: Final = 100
+_MALFORMED: Final = "A JSON value is not well-formed, or nested more than 254 levels deep."
 
 
 def canonical(raw: bytes | memoryview) -> bytes:
@@ -25,10 +26,32 @@ def canonical(raw: bytes | memoryview) -> bytes:
     try:
         if _LONG_NUMBER.search(raw):
             _check_numbers(bytes(raw))
-        value = orjson.loads(raw)
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(orjson.loads(raw), option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError, RecursionError):
-        raise BadRequest("A JSON value is not well-formed, or nested too deeply.") from None
+        raise BadRequest(_MALFORMED) from None
+    _check_names(bytes(raw), text)
+    return text
+
+
+def _check_names(raw: bytes, text: bytes) -> None:
+    """Refuse an object with the same name twice (RFC 7493 section 2.3).
+
+    Canonical form keeps the number of quotation marks, unless a member went or one was written as an escape; only then
+    is the whole value looked through.
+    """
+    if raw.count(b'"') == text.count(b'"') and b"\\u0022" not in raw:
+        return
+    try:
+        json.loads(raw, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise BadRequest(_MALFORMED) from None
+
+
+def _distinct(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) != len(members):
+        raise BadRequest("An object in a JSON value has the same name twice (RFC 7493 section 2.3).")
+    return found
 
 
 def _check_numbers(raw: bytes) -> None:
@@ -36,7 +59,7 @@ def _check_numbers(raw: bytes) -> None:
     try:
         json.loads(raw, parse_int=_exact_integer, parse_float=_exact_float)
     except (ValueError, RecursionError):
-        raise BadRequest("A JSON value is not well-formed, or nested too deeply.") from None
+        raise BadRequest(_MALFORMED) from None
 
 
 def _exact_integer(text: str) -> int:
@@ -54,16 +77,23 @@ def _exact_float(text: str) -> float:
 
 
 def parse(raw: bytes) -> Any:
-    """The value of stored JSON. Raises ``InvalidRequest`` where the stored bytes aren't JSON."""
+    """The value of stored JSON, which was kept byte for byte. Raises ``InvalidRequest`` where it has no canonical form:
+    merged, it would be stored as something else.
+    """
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        raise InvalidRequest("The stored object is not JSON, so it can't be merged. Put it whole instead.") from None
+        return orjson.loads(canonical(raw))
+    except NumberNotRepresentable as error:
+        raise NumberNotRepresentable(f"The stored object can't be merged: put it whole. {error.detail}") from None
+    except BadRequest as error:
+        raise InvalidRequest(f"The stored object can't be merged: put it whole. {error.detail}") from None
 
 
 def dump(value: Any) -> bytes:
-    """A parsed value in canonical form."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    """A merged value in canonical form. Raises ``InvalidRequest`` where it is nested too deeply."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        raise InvalidRequest("The merged object would be nested more than 254 levels deep.") from None
 
 
 def is_json(raw: bytes) -> bool:
