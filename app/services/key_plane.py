@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from app.audit.checkpoint import Signer, sign_note
 from app.kms.registry import ProviderRegistry
@@ -26,6 +27,9 @@ from app.services.watch import Watch
 from app.store.keys import KeyStore
 from app.store.ledger import Ledger
 from app.store.pool import Pool
+
+MOVES: Final = 4
+"""Containers that a worker moves to another index key at one time."""
 
 
 @dataclass(slots=True)
@@ -65,7 +69,8 @@ class Core:
     keyring: Keyring
     mover: Mover
     turns: Pool
-    ledgers: tuple[Ledger, Ledger, Ledger]
+    ledgers: tuple[Ledger, ...]
+    """For loading keys, for changing states, and the rest for moving containers."""
 
 
 def core(
@@ -78,18 +83,18 @@ def core(
     observe: Observer | None = None,
     clock: Clock = boottime,
 ) -> Core:
-    """``new_ledger``: a connection each for loading keys, for changing states and for moving containers: none waits for
+    """``new_ledger``: connections for loading keys, for changing states and for moving containers: none waits for
     another. ``turns``: connections for taking turns at KMS calls with other workers. ``deletions``: the deletion
     journal, which a rekey tells of objects' new ids.
     """
-    loads, changes, moves = new_ledger(), new_ledger(), new_ledger()
+    loads, changes, *moves = (new_ledger() for _ in range(2 + MOVES))
     calls = KmsCalls(region, auditing, turns, observe, longest=registry.settings.limits.budget)
     providers = Providers(registry)
     states = KeyStates(changes, auditing)
     loader = KeyLoader(region, KeyStore(loads), calls, providers, states, clock)
     keyring = Keyring(loader, clock=clock)
     return Core(
-        region, calls, providers, states, keyring, Mover(moves, auditing, deletions), turns, (loads, changes, moves)
+        region, calls, providers, states, keyring, Mover(moves, auditing, deletions), turns, (loads, changes, *moves)
     )
 
 

@@ -63,10 +63,12 @@ class _Hand:
 
 
 class Mover:
-    """Moves containers. ``ledger`` is its own: a piece waits for no other work of the control plane."""
+    """Moves containers. ``ledgers`` are its own: a piece waits for no other work of the control plane, and seldom for
+    that of another container, since most of its time is two waits for a disk.
+    """
 
-    def __init__(self, ledger: Ledger, auditing: Auditing, journal: DeletionJournal) -> None:
-        self._ledger = ledger
+    def __init__(self, ledgers: Sequence[Ledger], auditing: Auditing, journal: DeletionJournal) -> None:
+        self._ledgers = ledgers
         self._auditing = auditing
         self._journal = journal
 
@@ -109,7 +111,7 @@ class Mover:
         self, keys: TenantKeys, container: UUID, facts: Facts, what: rows.Place | rows.Part
     ) -> rows.Piece | None:
         try:
-            async with self._ledger.transaction(keys.tenant) as tx:
+            async with self._ledgers[container.int % len(self._ledgers)].transaction(keys.tenant) as tx:
                 return await self._piece(tx, keys, container, facts, what)
         except Tampered:
             known = orjson.dumps({"purpose": Purpose.MAINTENANCE.value, "detail": {"kind": "rekey"}}).decode()

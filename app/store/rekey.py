@@ -109,14 +109,16 @@ async def _hold(tx: Transaction, tenant: UUID, container: UUID, number: int) -> 
     )
     if row is None or row["index_number"] == number:
         return None
-    standing = await tx.connection.fetchrow("SELECT epoch, state, key_state FROM confide.tenant WHERE id = $1", tenant)
-    keys = await tx.connection.fetch(
-        "SELECT * FROM confide.container_key WHERE tenant_id = $1 AND container_id = $2 ORDER BY generation",
+    standing = await tx.connection.fetchrow(
+        "SELECT epoch, state, key_state, ARRAY(SELECT k FROM confide.container_key k WHERE k.tenant_id = $1"
+        " AND k.container_id = $2 ORDER BY k.generation) AS keys FROM confide.tenant WHERE id = $1",
         tenant,
         container,
     )
+    if standing is None:
+        return None
     # Before the first piece everything stands under older keys; from then on what doesn't is done.
-    return _Held(row, standing, list(keys), row["ck_generation"] + (row["index_number"] != -number))
+    return _Held(row, standing, standing["keys"], row["ck_generation"] + (row["index_number"] != -number))
 
 
 async def part(tx: Transaction, tenant: UUID, container: UUID, number: int, wanted: Part) -> Piece | None:
@@ -205,7 +207,9 @@ async def piece(tx: Transaction, tenant: UUID, container: UUID, number: int, aft
         )
         full = len(turns) == TURNS or sum(each["size"] for each in turns) > BYTES
     end = Place(objects[-1]["id"] if objects else after.object, turns[-1]["number"] if turns else after.turn)
-    last = not full and await _nothing_else(tx, tenant, container, held.below, len(objects), len(turns))
+    last = not full and (
+        after == START or await _nothing_else(tx, tenant, container, held.below, len(objects), len(turns))
+    )
     return Piece(held.row, held.tenant, held.keys, list(objects), list(turns), last, end)
 
 
@@ -230,19 +234,14 @@ async def begin(
 ) -> None:
     """A container's next key, which its writes use from now on, and the mark that its move is under way."""
     await tx.connection.execute(
-        "INSERT INTO confide.container_key (tenant_id, container_id, generation, trk_generation, sealed, created_at)"
-        " VALUES ($1, $2, $3, $4, $5, now())",
+        "WITH made AS (INSERT INTO confide.container_key"
+        " (tenant_id, container_id, generation, trk_generation, sealed, created_at) VALUES ($1, $2, $3, $4, $5, now()))"
+        " UPDATE confide.container SET ck_generation = $3, index_number = $6 WHERE tenant_id = $1 AND id = $2",
         tenant,
         container,
         generation,
         trk_generation,
         sealed,
-    )
-    await tx.connection.execute(
-        "UPDATE confide.container SET ck_generation = $3, index_number = $4 WHERE tenant_id = $1 AND id = $2",
-        tenant,
-        container,
-        generation,
         -number,
     )
 
@@ -285,10 +284,12 @@ async def complete(
 
     ``meta``: version, sealed, external tag, label tags.
     """
-    run = tx.connection.execute
     version, names, external, labels = meta
-    await run(
-        "UPDATE confide.container SET meta = $4, meta_ck = $3, meta_version = $5, external_tag = $6, index_number = $7"
+    await tx.connection.execute(
+        "WITH old AS (DELETE FROM confide.container_label WHERE tenant_id = $1 AND container_id = $2),"
+        " new AS (INSERT INTO confide.container_label (tenant_id, label_tag, container_id)"
+        " SELECT $1, a, $2 FROM unnest($8::uuid[]) AS a)"
+        " UPDATE confide.container SET meta = $4, meta_ck = $3, meta_version = $5, external_tag = $6, index_number = $7"
         " WHERE tenant_id = $1 AND id = $2",
         tenant,
         container,
@@ -297,13 +298,6 @@ async def complete(
         version,
         external,
         number,
-    )
-    await run("DELETE FROM confide.container_label WHERE tenant_id = $1 AND container_id = $2", tenant, container)
-    await run(
-        "INSERT INTO confide.container_label (tenant_id, label_tag, container_id)"
-        " SELECT $1, a, $2 FROM unnest($3::uuid[]) AS a",
-        tenant,
-        container,
         labels,
     )
 
