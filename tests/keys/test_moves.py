@@ -12,6 +12,7 @@ from app.audit.checkpoint import VerifierKey, open_note
 from tests.cell import Cell, Tenant
 from tests.keys.customers import PROVIDERS, World, activated, bound, checked, consent, make_customer
 from tests.keys.waiting import ended
+from tests.kms.test_hostile import CORPUS
 
 
 async def write(tenant: Tenant, name: str, number: int) -> None:
@@ -231,6 +232,12 @@ async def test_g9_a_key_in_a_foreign_region_or_a_hostile_name_is_refused(cell: C
         answer = await tenant.admin.post("/v1/keys/bindings", json=body)
         assert answer.status_code == 422, answer.text
         assert answer.json().get("pointer", "") == pointer
+    for case in CORPUS[::7]:
+        answer = await tenant.admin.post("/v1/keys/bindings", json=case["body"])
+        told = answer.json()
+        assert (answer.status_code, told["type"]) == (422, "urn:confide:problem:invalid-request"), case
+        assert len(told["detail"]) > 20, case
+    assert (await tenant.admin.get("/v1/keys")).json()["bindings"] == []
     assert (await tenant.runtime.get("/v1/keys")).status_code == 403
     assert (await tenant.auditor.get("/v1/keys")).status_code == 200
     assert (await tenant.auditor.post("/v1/keys/seal")).status_code == 403

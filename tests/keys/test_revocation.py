@@ -11,8 +11,10 @@ import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from app.crypto.keys import seal_index_key, seal_root_key
+from app.crypto.secret import SecretKey
 from app.services import key_states
-from tests.cell import Cell, Tenant
+from tests.cell import REGION, Cell, Tenant
 from tests.keys.customers import PROVIDERS, World, bound, make_customer
 from tests.keys.test_moves import events, last, read, write
 from tests.keys.waiting import until
@@ -222,13 +224,24 @@ async def test_g2_a_half_wrapped_by_somebody_else_is_refused(cell: Cell, world: 
     binding = await bound(cell, tenant, customer)
     secret = customer.key.versions[-1].secret
     assert isinstance(secret, rsa.RSAPrivateKey)
-    forged = secret.public_key().encrypt(b"k" * 32, OAEP)
+    context = cell.parts.services.keys.calls.context(tenant.id, "customer", 2)
+    forged = secret.public_key().encrypt(b"k" * 32 + context.digest(), OAEP)
     forge = "UPDATE confide_keys.root_key SET customer_half = $2 WHERE tenant_id = $1 AND binding_id IS NOT NULL"
     await _execute(cell, forge, tenant.id, forged)
     cell.parts.services.keyring.discard(tenant.id, at_once=True)
     for path, body in (("load", {}), ("commit", {"turns": [{"json": 1}]})):
         answer = await tenant.runtime.post(f"/v1/{path}", json={"external_id": "s", **body})
         assert (answer.status_code, problem(answer)) == (500, "tampered")
+    # He replaces all that hangs on it too, root key and index key, by keys that he knows. He lacks the vendor's half.
+    trk = SecretKey.generate()
+    where: Any = {"region": REGION, "tenant": tenant.id, "generation": 2}
+    root = seal_root_key(trk, SecretKey.of(bytearray(b"k" * 32)), SecretKey.generate(), **where)
+    await _execute(cell, "UPDATE confide_keys.root_key SET sealed = $2 WHERE tenant_id = $1", tenant.id, root)
+    index = seal_index_key(SecretKey.generate(), trk, number=1, **where)
+    await _execute(cell, "UPDATE confide_keys.index_key SET sealed = $2 WHERE tenant_id = $1", tenant.id, index)
+    cell.parts.services.keyring.discard(tenant.id, at_once=True)
+    answer = await tenant.runtime.post("/v1/commit", json={"external_id": "new", "create": {}, "turns": [{"json": 1}]})
+    assert (answer.status_code, problem(answer)) == (500, "tampered"), "sealed under a key that somebody else knows"
     assert await state_of(tenant, binding) == "active"
 
 
