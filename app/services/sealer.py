@@ -77,7 +77,7 @@ class _Batch:
 
 
 class Sealer:
-    """``start`` once; ``leading`` tells whether this worker seals. ``also``: the leader's further work, each poll."""
+    """``start`` once; ``leading`` tells whether this worker seals. ``also``: the leader's further work, beside it."""
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class Sealer:
         self.leading = False
         self._id = new_id()
         self._task: asyncio.Task[None] | None = None
+        self._beside: asyncio.Task[None] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -138,13 +139,14 @@ class Sealer:
             while True:
                 async with asyncio.timeout(120):
                     more = await self.poll(connection)
-                await self._further()
+                self._further()
                 if not more:
                     await asyncio.sleep(POLL_SECONDS)
         finally:
             self.leading = False
             self.metrics.audit_leader.set(0)
             connection.terminate()
+            await end(self._beside)
 
     async def take(self, connection: Connection) -> bool:
         """Begin a term, unless another leads."""
@@ -158,14 +160,19 @@ class Sealer:
         await rows.hold_lead(connection, self._id, self._term)
         self._next_hold = time.monotonic() + RENEW_SECONDS
 
-    async def _further(self) -> None:
-        """What else the leader does must not stop the sealing."""
-        if self._also is None:
-            return
+    def _further(self) -> None:
+        """What else the leader does stands beside the sealing: dropping a month may take minutes, a statement hang."""
+        if self._also is not None and (self._beside is None or self._beside.done()):
+            self._beside = asyncio.create_task(self._do_further(self._also), name="sealer-beside")
+
+    async def _do_further(self, also: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._also()
+            await also()
         except ConfideError as error:
             log.error("the leader's further work waits", extra={"fields": {"error": type(error).__name__}})
+        except Exception as error:  # noqa: BLE001  it is tried again, and nobody else would tell
+            log.error("the leader's further work failed", extra={"fields": {"error": type(error).__name__}})
+            self._auditing.alarm("audit-sealer", error=type(error).__name__)
 
     async def poll(self, connection: Connection) -> bool:
         """Seal a batch, sign and tidy where it is time. Answers whether more is waiting. Raises LostRace."""

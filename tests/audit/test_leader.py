@@ -199,3 +199,26 @@ async def test_g4_a_tree_that_never_fitted_stays_unsigned_with_an_alarm_and_the_
         with pytest.raises(Unavailable):
             await audit.signing.checkpoint(tenant.id)
         assert await audit.signing.checkpoint(other.id)
+
+
+async def test_g3_what_else_the_leader_does_may_hang_and_events_are_sealed_all_the_same(
+    cell: Cell, tenant: Tenant
+) -> None:
+    audit = cell.parts.services.audit
+    await audit.sealer.close()
+    hung = 0
+
+    async def hang() -> None:
+        nonlocal hung
+        hung += 1
+        await asyncio.sleep(3600)
+
+    sealer = Sealer(REGION, audit_connector(cell.url), audit.signing, cell.parts.services.auditing, also=hang)
+    sealer.start()
+    try:
+        for number in range(2):
+            await a_turn(tenant, number)
+            await sealed(cell, tenant)
+        assert hung == 1
+    finally:
+        await sealer.close()
