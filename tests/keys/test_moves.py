@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,7 +152,7 @@ async def test_of_two_activations_at_once_one_wins(two_workers: tuple[Cell, Cell
     assert await last(tenant, "s") == 1
 
 
-async def test_g5_a_key_is_retired_at_zero_with_a_signed_statement(cell: Cell, world: World) -> None:
+async def test_g5_a_key_is_retired_at_zero_with_a_signed_statement(cell: Cell, world: World, tmp_path: Path) -> None:
     tenant = await cell.tenant()
     await write(tenant, "s", 1)
     binding = await bound(cell, tenant, make_customer(world, "local"))
@@ -181,6 +186,21 @@ async def test_g5_a_key_is_retired_at_zero_with_a_signed_statement(cell: Cell, w
     assert text.decode() == done["statement"]["text"]
     again = (await tenant.admin.post(f"/v1/keys/bindings/{binding}/retire")).json()
     assert again["retired"]
+    if shutil.which("jq") and shutil.which("openssl"):
+        assert said["kek"] in verified_as_the_page_says(tmp_path, json.dumps(done), key)
+        with pytest.raises(subprocess.CalledProcessError):
+            verified_as_the_page_says(tmp_path, json.dumps(done).replace(binding, second), key)
+
+
+def verified_as_the_page_says(folder: Path, answer: str, key: str) -> str:
+    """What the page's commands print. Raises where openssl refuses the signature."""
+    page = (Path(__file__).parents[2] / "docs/key-lifecycle.md").read_text()
+    commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
+    (folder / "retired.json").write_text(answer)
+    ran = subprocess.run(
+        ["sh", "-ec", commands], cwd=folder, env=os.environ | {"VKEY": key}, capture_output=True, text=True, check=True
+    )
+    return ran.stdout
 
 
 async def test_a_rotation_starts_a_generation_and_new_container_keys(cell: Cell, world: World) -> None:
