@@ -192,11 +192,6 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     @override
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer is no header (RFC 9110 section 6.5.1)
-            super().on_header(name, value)
-
-    @override
     def on_headers_complete(self) -> None:
         self._in_head, self._moved = False, True
         if self.parser.should_upgrade():
@@ -207,6 +202,7 @@ class Protocol(HttpToolsProtocol):
                 self._found = HeadTooLarge()
                 raise self._found
         super().on_headers_complete()
+        self.headers = []  # for the trailers: they are no headers (RFC 9110 section 6.5.1)
         self._in_body = True
 
     @override
