@@ -93,9 +93,8 @@ async def test_g3_a_server_that_says_farewell_to_an_idle_connection_is_no_intern
         place = await session(tenant.runtime)
         url = f"/v1/sessions/{place}/context/c/k"
         for statement in ("write", "read", "look-up"):
-            for writer in list(proxy._writers):
-                if writer.get_extra_info("sockname")[1] == proxy.port:
-                    writer.write(FAREWELL)
+            for each in list(proxy._open):
+                await each.carry(FAREWELL, forth=False)
             await asyncio.sleep(0.05)
             if statement == "write":
                 answer = await tenant.runtime.put(url, content=b"x")
