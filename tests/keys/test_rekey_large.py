@@ -9,10 +9,11 @@ from uuid import UUID
 
 import pytest
 
+from app.services.audit_cross_check import cross_check
 from app.services.key_rekey import Rekey
 from app.services.rekey_containers import Mover
 from app.store import rekey as rows
-from tests.cell import Cell, Tenant
+from tests.cell import REGION, Cell, Tenant
 from tests.keys.waiting import ended, until
 
 COUNT = 12
@@ -106,6 +107,8 @@ async def test_requests_find_and_change_everything_while_most_of_it_stands_under
     await large.end()
     for side in (0, 1):
         assert await large.load(side, {"collection": "c"}) == wanted
+    report = await cross_check(large.cell.parts.services.audit.pools[0], large.tenant.id, REGION)
+    assert report.findings == [], "the log doesn't follow what was moved piecemeal"
 
 
 async def test_what_may_touch_all_of_it_moves_all_of_it(large: Large) -> None:
