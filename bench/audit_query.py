@@ -13,7 +13,6 @@ import asyncio
 import random
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,11 +26,10 @@ import psutil
 
 from app.audit.event import encode, format_time, leaf_hash
 from app.audit.merkle import Frontier
-from app.embedded import EmbeddedPostgres
 from app.identity import new_id
 from app.services.audit_export import Wanted
 from app.services.auditing import NO_TRACE
-from app.store import migrate
+from bench.fresh import migrated
 from tests.cell import REGION, Cell, running_cell
 
 ROUNDS = 15
@@ -270,19 +268,8 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=5_000_000)
     parser.add_argument("--tenants", type=int, default=100)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="confide-bench-") as name:
-        folder = Path(name)
-        with EmbeddedPostgres.start(folder / "postgres", durable=False) as server:
-
-            async def make() -> None:
-                connection = await asyncpg.connect(server.superuser_url())
-                await connection.execute("CREATE DATABASE bench")
-                await connection.close()
-
-            asyncio.run(make())
-            url = server.superuser_url("bench")
-            migrate.upgrade(url)
-            asyncio.run(run(url, folder, args.events, args.tenants))
+    with migrated() as (url, folder):
+        asyncio.run(run(url, folder, args.events, args.tenants))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import asyncio
 import cProfile
 import pstats
 import random
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +22,10 @@ import asyncpg
 import orjson
 import psutil
 
-from app.embedded import EmbeddedPostgres
 from app.identity import new_id
 from app.services.sealer import Sealer
-from app.store import migrate
 from app.store.audit_pool import audit_connector
+from bench.fresh import migrated
 from tests.cell import REGION, Cell, running_cell
 
 FLUSH = 64
@@ -135,19 +133,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="with the profiler, which makes everything slower")
     args = parser.parse_args()
     profile = cProfile.Profile() if args.profile else None
-    with tempfile.TemporaryDirectory(prefix="confide-bench-") as name:
-        folder = Path(name)
-        with EmbeddedPostgres.start(folder / "postgres", durable=False) as server:
-
-            async def make() -> None:
-                connection = await asyncpg.connect(server.superuser_url())
-                await connection.execute("CREATE DATABASE bench")
-                await connection.close()
-
-            asyncio.run(make())
-            url = server.superuser_url("bench")
-            migrate.upgrade(url)
-            asyncio.run(run(url, folder, args.events, args.tenants, profile))
+    with migrated() as (url, folder):
+        asyncio.run(run(url, folder, args.events, args.tenants, profile))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from app.audit.checkpoint import VerifierKey
 from app.services.attesting import open_document
 from app.services.deletion_journal import read_journal
 from tests.cell import Cell, Tenant, running_cell
+from tests.module_cell import cell, in_module, module_database, tenant
 from tests.privacy.made import dialogue, rows_of, sql, until
-from tests.privacy.shared import cell, in_module, module_database, tenant
 
 __all__ = ["cell", "module_database", "tenant"]
 pytestmark = in_module

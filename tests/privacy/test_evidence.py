@@ -23,8 +23,8 @@ from app.services.trust import Document, Statement, terms
 from app.store.evidence import CHECKS, run
 from app.store.ledger import Transaction
 from tests.cell import Cell, Tenant, running_cell
+from tests.module_cell import in_module, module_database, tenant
 from tests.privacy.made import dialogue
-from tests.privacy.shared import in_module, module_database, tenant
 from tests.privacy.test_incidents import sealed_events
 
 __all__ = ["module_database", "tenant"]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cell import Cell, Tenant
 from tests.dialogue.calls import commit, done, refused
-from tests.privacy.shared import cell, in_module, module_database, tenant
+from tests.module_cell import cell, in_module, module_database, tenant
 
 __all__ = ["cell", "module_database", "tenant"]
 pytestmark = in_module

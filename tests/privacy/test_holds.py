@@ -9,8 +9,8 @@ from uuid import UUID
 import asyncpg
 
 from tests.cell import Cell, Tenant
+from tests.module_cell import cell, in_module, module_database, tenant
 from tests.privacy.made import dialogue, expire, rows_of, sql
-from tests.privacy.shared import cell, in_module, module_database, tenant
 from tests.privacy.test_erasure import finished
 
 __all__ = ["cell", "module_database", "tenant"]

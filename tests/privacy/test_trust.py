@@ -15,8 +15,8 @@ from app.services.attesting import open_document
 from app.services.trust import TrustFileError, load_statement
 from tests.cell import Cell, Tenant, running_cell
 from tests.keys.waiting import ended
+from tests.module_cell import cell, in_module, module_database, tenant
 from tests.privacy.made import dialogue, sql
-from tests.privacy.shared import cell, in_module, module_database, tenant
 from tests.privacy.test_incidents import sealed_events
 
 __all__ = ["cell", "module_database", "tenant"]

@@ -18,6 +18,7 @@ in_module = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture(scope="module")
 def module_database(postgres: str, database_template: str) -> Iterator[str]:
+    """A migrated database that the module's tests share, each with tenants of its own."""
     with temporary_database(postgres, database_template) as url:
         yield url
 
@@ -29,5 +30,9 @@ async def cell(module_database: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def tenant(cell: Cell) -> Tenant:
-    return await cell.tenant()
+async def tenant(cell: Cell) -> AsyncIterator[Tenant]:
+    """Made anew for each test: names and external ids never meet those of another."""
+    made = await cell.tenant()
+    yield made
+    for client in (made.runtime, made.admin, made.auditor):
+        await client.aclose()
