@@ -174,7 +174,11 @@ class Api:
         in_flight[()] = in_flight.get((), 0) + 1
         status = _CLIENT_GONE
         try:
-            answer = await self._answer(exchange)
+            try:
+                answer = await self._answer(exchange)
+            except asyncio.CancelledError:  # the drain's time is over; what was begun goes on without us
+                status = await self._stopped(exchange, send)
+                raise
             status = answer.status
             if isinstance(answer, StreamAnswer):
                 await self._stream(exchange, answer, send)
@@ -185,6 +189,12 @@ class Api:
         finally:
             in_flight[()] -= 1
             self._record(exchange, status, perf_counter() - started)
+
+    async def _stopped(self, exchange: _Exchange, send: Send) -> int:
+        safe = exchange.scope["method"] in {"GET", "HEAD"}
+        answer = problem_answer(Unavailable(_STOPPED) if safe else OutcomeUnknown(_STOPPED), exchange.request_id)
+        await send_answer(send, answer, exchange.scope["method"], exchange.request_id, exchange.trace_id)
+        return answer.status
 
     async def _stream(self, exchange: _Exchange, answer: StreamAnswer, send: Send) -> None:
         """A stream that breaks can't become a problem any more: the connection is cut, so that the client sees it."""
@@ -212,9 +222,6 @@ class Api:
             return problem_answer(error, exchange.request_id)
         except ClientGone:
             raise
-        except asyncio.CancelledError:  # the drain's time is over; what was begun goes on without us
-            safe = exchange.scope["method"] in {"GET", "HEAD"}
-            return problem_answer(Unavailable(_STOPPED) if safe else OutcomeUnknown(_STOPPED), exchange.request_id)
         except Exception as error:  # noqa: BLE001  the last net: nothing of it may reach the client
             self._report(exchange, error)
             return internal_answer(exchange.request_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -118,13 +119,21 @@ async def test_a_request_that_outlasts_the_drain_is_told_so(world: Any, method: 
         waiting.set()
         await asyncio.Event().wait()
 
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
     waiting = asyncio.Event()
     world.gate.authenticate = wait
-    call = asyncio.create_task(world.call(method, "/v1/notes"))
+    scope = {"type": "http", "method": method, "raw_path": b"/v1/notes", "headers": [], "query_string": b""}
+    call = asyncio.create_task(world.api(scope, asyncio.Event().wait, send))
     await waiting.wait()
     call.cancel()
-    reply = await call
-    assert (reply.status, reply.problem, reply.json["retry_after"]) == (503, problem, 1)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    told = json.loads(b"".join(each.get("body", b"") for each in sent))
+    assert sent[0]["status"] == told["status"] == 503
+    assert (told["type"].rpartition(":")[2], told["retry_after"]) == (problem, 1)
 
 
 async def test_a_websocket_is_refused(world: Any) -> None:
