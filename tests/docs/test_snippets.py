@@ -15,6 +15,7 @@ from tests.docs.conftest import ROOT, Demo
 pytestmark = [pytest.mark.xdist_group("docs"), pytest.mark.timeout(240)]
 
 PAGES = ["README.md", "docs/runtime-developers.md", "docs/tenant-admins.md"]
+WITH_PYTHON = ["docs/runtime-developers.md"]
 
 
 def snippets(page: Path, language: str) -> str:
@@ -31,11 +32,10 @@ def test_shell_snippets_work_when_pasted(demo: Demo, page: str) -> None:
     assert "urn:confide:problem" not in done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_snippets_work_when_run(demo: Demo, page: str) -> None:
     script = snippets(ROOT / page, "python")
-    if not script:
-        pytest.skip("no Python on this page")
+    assert script
     done = demo.run("python", "-W", "error", "-c", script, **demo.values)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -69,7 +69,7 @@ async def test_a_healthy_key_passes_all_that_applies(rig: Rig) -> None:
 
 async def test_a_disabled_key_is_named_and_stops_activation(rig: Rig) -> None:
     if "state" in rig.lies:
-        pytest.skip("the emulator lies about state")
+        pytest.skip(f"{rig.name} lies about state: shown elsewhere, see EMULATORS.md")
     rig.disable()
     checks = await checkup(rig)
     assert not may_activate(list(checks.values()))
@@ -106,7 +106,7 @@ async def test_g9_nothing_is_sent_to_a_key_that_isnt_known_to_be_where_it_may(
 
 async def test_withdrawn_access_is_named(rig: Rig) -> None:
     if "access" in rig.lies:
-        pytest.skip("the emulator lies about access")
+        pytest.skip(f"{rig.name} lies about access: shown elsewhere, see EMULATORS.md")
     rig.withdraw()
     checks = await checkup(rig)
     assert not may_activate(list(checks.values()))
