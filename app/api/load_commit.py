@@ -30,7 +30,7 @@ from app.errors import (
     PreconditionRequired,
 )
 from app.identity import Kind, Purpose, Scope
-from app.services.changes import Call, Changes, Making, Select, TurnRange, Where
+from app.services.changes import Changes, Making, Select, TurnRange, Where
 from app.services.dialogue import Loading
 from app.services.services import Services
 
@@ -93,7 +93,7 @@ async def commit(services: Services, request: Request, body: CommitIn) -> Answer
     if body.create is not None:
         parts[0].make = making_in(body.create.subject, body.create.labels, body.create.ttl)
     if body.subject is not None:
-        parts.append(await _subject_part(services, call, body, where, body.subject))
+        parts.append(_subject_part(services, body, where, body.subject))
     if body.app is not None:
         app = Where(Kind.APP, external=body.app.name)
         parts.append(_changes_of(services, app, body.app, "/app"))
@@ -108,14 +108,12 @@ async def commit(services: Services, request: Request, body: CommitIn) -> Answer
     )
 
 
-async def _subject_part(
-    services: Services, call: Call, body: CommitIn, where: Where, changes: SubjectChanges
-) -> Changes:
+def _subject_part(services: Services, body: CommitIn, where: Where, changes: SubjectChanges) -> Changes:
     """The subject by the name that ``create`` gives, else the session's."""
     if body.create is not None and body.create.subject is not None:
         subject = Where(Kind.SUBJECT, external=body.create.subject)
     else:
-        subject = Where(Kind.SUBJECT, await services.dialogue.subject_of(call, where))
+        subject = Where(Kind.SUBJECT, session=where)
     return _changes_of(services, subject, changes, "/subject")
 
 

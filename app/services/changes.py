@@ -26,11 +26,14 @@ class Call(Struct, frozen=True):
 
 
 class Where(Struct, frozen=True):
-    """A container: by id, or by the client's own name for it (the only way for one that may have to be made)."""
+    """A container: by id, by the client's own name for it (the only way for one that may have to be made), or a subject
+    by a session of its own.
+    """
 
     kind: Kind
     id: UUID | None = None
     external: str | None = None
+    session: Where | None = None
 
 
 # ---------------------------------------------------------------- asked

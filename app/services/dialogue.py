@@ -143,6 +143,8 @@ class Dialogue:
             return known.subject if part.hop and known is not None else place
         looked_up = await self._reading.look_up(keys, where.kind, place, tag, call)
         if looked_up is None:
+            if tag is not None:
+                keys.miss(where.kind, tag)
             return None
         return looked_up[0].subject if part.hop else looked_up[0].id
 
@@ -208,25 +210,9 @@ class Dialogue:
         delete = Delete(collection, key, if_version=if_version, must_exist=True)
         return (await self._writing.write(call, [Changes(where, "context.delete", deletes=[delete])]))[0]
 
-    async def ensure(self, call: Call, where: Where) -> UUID:
-        """The id of the container that ``where.external`` names, made if there is none."""
-        return await self._writing.ensure(call, where)
-
-    async def subject_of(self, call: Call, session: Where) -> UUID:
-        """The id of a session's subject. Raises ``InvalidRequest`` where the session has none."""
-        found = await self.subject_id(call, session)
-        if found is None:
-            raise InvalidRequest("The session has no subject.", "/subject")
-        return found
-
     async def subject_id(self, call: Call, session: Where) -> UUID | None:
         """The id of a session's subject, if it has one. Raises ``NotFound``."""
-        keys = await self._reading.keys(call.caller.tenant)
-        tag = external_tag(keys, session.kind, session.external) if session.external is not None else None
-        found = await self._reading.look_up(keys, Kind.SESSION, session.id, tag, call)
-        if found is None or found[1]:
-            raise NotFound
-        return found[0].subject
+        return await self._reading.subject_of(call, await self._reading.keys(call.caller.tenant), session)
 
     # ------------------------------------------------------------ containers
 
@@ -234,10 +220,11 @@ class Dialogue:
         """The container that the external id names, made if there is none; and whether it was made."""
         keys = await self._reading.keys(call.caller.tenant)
         if where.external is not None:
-            found = await self._reading.look_up(
-                keys, where.kind, None, external_tag(keys, where.kind, where.external), call
-            )
-            if found is not None and not found[1]:
+            tag = external_tag(keys, where.kind, where.external)
+            found = await self._reading.look_up(keys, where.kind, None, tag, call)
+            if found is None:
+                keys.miss(where.kind, tag)
+            elif not found[1]:
                 return await self.record(call, Where(where.kind, found[0].id), _CREATE[where.kind]), False
         action = _CREATE[where.kind]
         done = (await self._writing.write(call, [Changes(where, action, make=making)]))[0]

@@ -11,7 +11,7 @@ from msgspec import Struct
 from app.crypto.secret import SecretKey
 from app.errors import InvalidRequest
 from app.identity import NO_UUID, Kind, new_id, new_version
-from app.services.changes import Changes, Delete, Making, Put
+from app.services.changes import Changes, Delete, Making, Put, Where
 from app.services.sealing import (
     Meta,
     collection_tag,
@@ -43,12 +43,35 @@ class Draft(Struct):
     last_turn: int | None = None
 
 
-def made(keys: TenantKeys, changes: Changes) -> Draft:
+def made(keys: TenantKeys, changes: Changes, making: Making) -> Draft:
     """A container that doesn't exist yet, with its first key."""
     container = new_id()
     ck, sealed = keys.new_container_key(container, 1)
-    known = Known(container, 1, keys.active, 0, 1)
+    known = Known(container, 1, keys.active, 0, 1, making.subject_id, complete=True)
     return Draft(changes, known, ck, new_key=sealed, trk=keys.active, created=True)
+
+
+def subjects_of(parts: Sequence[Changes]) -> list[Changes]:
+    """The subjects that sessions would be made with and that aren't parts of their own."""
+    own = {part.where.external for part in parts if part.where.kind is Kind.SUBJECT}
+    named = {part.make.subject for part in parts if part.make is not None and part.make.subject is not None}
+    return [Changes(Where(Kind.SUBJECT, external=name), "container.create", make=Making()) for name in named - own]
+
+
+def with_subjects(drafts: list[Draft], subjects: list[Draft]) -> list[Draft]:
+    """Give new sessions their subjects' ids. A subject that has to be made is made with the session, behind it."""
+    everybody = {each.changes.where.external: each for each in (*drafts, *subjects) if _is_subject(each)}
+    new = set()
+    for draft in drafts:
+        name = draft.changes.make.subject if draft.created and draft.changes.make is not None else None
+        if name is not None:
+            draft.known.subject = everybody[name].known.id
+            new.add(name)
+    return [*drafts, *(each for each in subjects if each.created and each.changes.where.external in new)]
+
+
+def _is_subject(draft: Draft) -> bool:
+    return draft.changes.where.kind is Kind.SUBJECT
 
 
 def moved_on(keys: TenantKeys, draft: Draft) -> Draft:

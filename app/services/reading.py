@@ -14,9 +14,9 @@ from app.crypto.secret import SecretKey
 from app.errors import NotFound, Tampered, Unavailable
 from app.identity import Kind
 from app.services.auditing import Auditing
-from app.services.changes import Call, Container, Found, Opened, Turn
+from app.services.changes import Call, Container, Found, Opened, Turn, Where
 from app.services.keyring import Keyring
-from app.services.sealing import hold_against, open_meta, open_object, open_turn
+from app.services.sealing import external_tag, hold_against, open_meta, open_object, open_turn
 from app.services.tenant_keys import Known, TenantKeys
 from app.services.verdict import WIPES, refusal
 from app.store.lane import Lanes
@@ -135,6 +135,14 @@ class Reading:
         if external is not None:
             keys.learn_external(kind, external, known.id)
         return known, bool(row["expired"])
+
+    async def subject_of(self, call: Call, keys: TenantKeys, session: Where) -> UUID | None:
+        """The id of a session's subject, if it has one. Raises ``NotFound``."""
+        tag = external_tag(keys, session.kind, session.external) if session.external is not None else None
+        found = await self.look_up(keys, session.kind, session.id, tag, call)
+        if found is None or found[1]:
+            raise NotFound
+        return found[0].subject
 
     async def find(
         self,

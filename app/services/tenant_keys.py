@@ -128,6 +128,7 @@ class TenantKeys:
     _containers: OrderedDict[tuple[UUID, int], SecretKey] = field(default_factory=OrderedDict)
     _known: OrderedDict[UUID, Known] = field(default_factory=OrderedDict)
     _externals: OrderedDict[tuple[Kind, UUID], UUID] = field(default_factory=OrderedDict)
+    _missed: OrderedDict[tuple[Kind, UUID], None] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.answers = hkdf_sha256(self.index, b"confide/v1/answers")
@@ -239,6 +240,18 @@ class TenantKeys:
         if len(self._externals) > CONTAINER_KEYS:
             self._externals.popitem(last=False)
 
+    def miss(self, kind: Kind, tag: UUID) -> None:
+        """A look-up has found nobody of that name."""
+        self._missed[(kind, tag)] = None
+        if len(self._missed) > CONTAINER_KEYS:
+            self._missed.popitem(last=False)
+
+    def take_missed(self, kind: Kind, tag: UUID) -> bool:
+        """Whether a look-up has just found nobody of that name. Said once: it is a guess, which a write may try."""
+        missed = (kind, tag) in self._missed
+        self._missed.pop((kind, tag), None)
+        return missed
+
     def forget(self, container: UUID) -> None:
         """Drop what is believed of a container that changed behind our back. Its keys stay: others may be using
         them.
@@ -268,3 +281,4 @@ class TenantKeys:
         self._containers.clear()
         self._known.clear()
         self._externals.clear()
+        self._missed.clear()

@@ -18,9 +18,9 @@ import orjson
 from app.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Tampered, Unavailable
 from app.identity import NO_UUID, Kind
 from app.services import content
-from app.services.changes import Applied, Call, Changes, Found, Making, Merge, Put, Turn, Where
+from app.services.changes import Applied, Call, Changes, Found, Merge, Put, Turn, Where
 from app.services.deletion_journal import DeletionJournal, deletions_of
-from app.services.drafting import Draft, caught_up, made, moved_on, target_of
+from app.services.drafting import Draft, caught_up, made, moved_on, subjects_of, target_of, with_subjects
 from app.services.reading import Reading
 from app.services.sealing import (
     external_tag,
@@ -58,7 +58,7 @@ class Writing:
         _check_distinct(parts)
         for _ in range(TRIES):
             keys = await self._reading.keys(call.caller.tenant)
-            drafts = [self._held(keys, part) or await self._draft(call, keys, part) for part in parts]
+            drafts = await self._drafts(call, keys, parts)
             lock = self._lock(drafts)
             if lock is None:
                 done = await self._attempt(call, keys, drafts)
@@ -66,7 +66,7 @@ class Writing:
                 async with lock:
                     done = await self._attempt(call, keys, [caught_up(keys, draft) for draft in drafts])
             if done is not None:
-                return done
+                return done[: len(parts)]
         raise Unavailable
 
     def _lock(self, drafts: Sequence[Draft]) -> asyncio.Lock | None:
@@ -149,25 +149,39 @@ class Writing:
             await self.deletions.append(deletions_of(keys.tenant, [target], results))
         keys.erase(container)
 
-    async def ensure(self, call: Call, where: Where, make: Making | None = None) -> UUID:
-        """The id of the container that ``where.external`` names, made if there is none."""
-        keys = await self._reading.keys(call.caller.tenant)
-        tag = external_tag(keys, where.kind, where.external or "")
-        found = await self._reading.look_up(keys, where.kind, None, tag, call)
-        if found is not None and not found[1]:
-            return found[0].id
-        own = Call(call.caller, call.purpose, call.trace)
-        done = await self.write(own, [Changes(where, "container.create", make=make or Making())])
-        return done[0].id
-
     # ------------------------------------------------------------ what is believed of a container
+
+    async def _drafts(self, call: Call, keys: TenantKeys, parts: Sequence[Changes]) -> list[Draft]:
+        """A draft for each part, and behind them one for the subject that a new session needs and that doesn't exist.
+
+        What this worker hasn't met is looked up all at once, but for a subject that is known by its session only. So a
+        session's first commit waits for one look-up and one write, and its subject is made with it or not at all.
+        """
+        drafts = [draft for part in parts if (draft := self._held(keys, part)) is not None]
+        if len(drafts) == len(parts):
+            return drafts
+        direct = [self._met(call, keys, part) for part in parts if part.where.session is None]
+        subjects = [self._draft(call, keys, subject) for subject in subjects_of(parts)]
+        found = iter(await asyncio.gather(*direct, *subjects))
+        drafts = [next(found) if part.where.session is None else await self._met(call, keys, part) for part in parts]
+        return with_subjects(drafts, list(found))
+
+    async def _met(self, call: Call, keys: TenantKeys, changes: Changes) -> Draft:
+        return self._held(keys, changes) or await self._draft(call, keys, changes)
+
+    def _place(self, keys: TenantKeys, where: Where) -> UUID | None:
+        """The id of a container that this worker has met."""
+        if where.external is not None:
+            return keys.external(where.kind, external_tag(keys, where.kind, where.external))
+        if where.session is None:
+            return where.id
+        place = self._place(keys, where.session)
+        session = keys.known(place) if place is not None else None
+        return session.subject if session is not None and session.complete else None
 
     def _held(self, keys: TenantKeys, changes: Changes) -> Draft | None:
         """A draft for a container that this worker has met."""
-        where = changes.where
-        container = where.id
-        if where.external is not None:
-            container = keys.external(where.kind, external_tag(keys, where.kind, where.external))
+        container = self._place(keys, changes.where)
         known = keys.known(container) if container is not None and not changes.only_new else None
         ck = keys.container_key(known.id, known.ck_generation) if known is not None else None
         if known is None or ck is None:
@@ -176,19 +190,17 @@ class Writing:
 
     async def _draft(self, call: Call, keys: TenantKeys, changes: Changes) -> Draft:
         where = changes.where
+        place = await self._subject_of(call, keys, where.session) if where.session is not None else where.id
         tag = external_tag(keys, where.kind, where.external) if where.external is not None else None
-        found = await self._reading.look_up(keys, where.kind, where.id, tag, call)
+        if tag is not None and changes.make is not None and keys.take_missed(where.kind, tag):
+            return made(keys, changes, changes.make)  # a load has just looked; if somebody was faster, it "exists"
+        found = await self._reading.look_up(keys, where.kind, place, tag, call)
         if found is None or found[1]:
             if changes.make is None:
                 raise NotFound
             if found is not None:
                 await self.expire(call, keys, where.kind, found[0].id)
-            draft = made(keys, changes)
-            draft.known.subject = changes.make.subject_id
-            if changes.make.subject is not None:
-                draft.known.subject = await self.ensure(call, Where(Kind.SUBJECT, external=changes.make.subject))
-            draft.known.complete = True
-            return draft
+            return made(keys, changes, changes.make)
         if changes.only_new:
             raise Conflict("A session with this external_id exists. Choose another.")
         known = found[0]
@@ -196,6 +208,14 @@ class Writing:
         if ck is None:
             raise Tampered
         return moved_on(keys, Draft(changes, known, ck))
+
+    async def _subject_of(self, call: Call, keys: TenantKeys, session: Where) -> UUID:
+        """The id of a session's subject. Raises ``NotFound``; ``InvalidRequest`` where the session has none."""
+        known = self._place(keys, Where(Kind.SUBJECT, session=session))
+        found = known or await self._reading.subject_of(call, keys, session)
+        if found is None:
+            raise InvalidRequest("The session has no subject.", "/subject")
+        return found
 
     # ------------------------------------------------------------ merges
 

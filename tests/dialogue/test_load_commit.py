@@ -275,7 +275,7 @@ def keyed(key: str) -> dict[str, str]:
 
 async def test_a_repeated_request_gets_the_first_answer(tenant: Tenant) -> None:
     own = name()
-    body = {"external_id": own, "create": {"subject": "s"}, "put": [put("c", "k", 1)], "turns": [text("a")]}
+    body = {"external_id": own, "create": {"subject": name()}, "put": [put("c", "k", 1)], "turns": [text("a")]}
     first = await tenant.runtime.post("/v1/commit", json=body, headers=keyed("k1"))
     await commit(tenant.runtime, external_id=own, turns=[text("b")])
     again = await tenant.runtime.post("/v1/commit", json=body, headers=keyed("k1"))

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import pytest
 
 from app.identity import new_id
-from tests.cell import REGION, Cell, Tenant, running_cell
+from tests.cell import REGION, Cell, Tenant
 from tests.dialogue.calls import commit, done
 from tests.guarantees.wire import Exchange, Wire
 
@@ -26,20 +24,8 @@ Ask = Callable[[str], Awaitable[httpx2.Response]]
 
 
 @pytest.fixture
-async def wire(database: str) -> AsyncIterator[Wire]:
-    address = urlsplit(database)
-    made = Wire(address.hostname or "", address.port or 0)
-    await made.start()
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def cell(database: str, tmp_path: Path, wire: Wire) -> AsyncIterator[Cell]:
-    address = urlsplit(database)
-    place = address.netloc.rpartition("@")[0] + f"@127.0.0.1:{wire.port}"
-    async with running_cell(urlunsplit(address._replace(netloc=place)), tmp_path / "state") as made:
-        yield made
+def cell(watched: Cell) -> Cell:
+    return watched
 
 
 # ---------------------------------------------------------------- what another tenant has
