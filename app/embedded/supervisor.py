@@ -26,7 +26,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.embedded.cluster import Cluster, EmbeddedPostgresError, find_binaries, free_port, port_is_free, write_private
+from app.embedded.cluster import (
+    Cluster,
+    EmbeddedPostgresError,
+    find_binaries,
+    free_port,
+    kept_port,
+    port_is_free,
+    write_private,
+)
 from app.embedded.privilege import leave_root
 from app.embedded.processes import LINUX, end_servers, remove_stale_lock, servers_in, start_watchdog
 
@@ -57,15 +65,19 @@ class Supervisor:
             if not self._cluster.exists():
                 self._make()
             port = self._choose_port()
-            failures = 0
-            while not self._stopping:
-                was_ready = self._serve_once(port)
-                failures = 0 if was_ready else failures + 1
-                if failures >= MAX_FAILED_STARTS:
-                    raise EmbeddedPostgresError(f"PostgreSQL doesn't start; the reason is in {self._cluster.log}.")
-                if not self._stopping:
-                    self._clear_remains()
-                    self._wait(0.2 * failures)
+            with kept_port(port):
+                self._serve(port)
+
+    def _serve(self, port: int) -> None:
+        failures = 0
+        while not self._stopping:
+            was_ready = self._serve_once(port)
+            failures = 0 if was_ready else failures + 1
+            if failures >= MAX_FAILED_STARTS:
+                raise EmbeddedPostgresError(f"PostgreSQL doesn't start; the reason is in {self._cluster.log}.")
+            if not self._stopping:
+                self._clear_remains()
+                self._wait(0.2 * failures)
 
     def _serve_once(self, port: int) -> bool:
         """One life of the postmaster. Returns whether it ever took connections."""

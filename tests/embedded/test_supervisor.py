@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import asyncpg
 import pytest
 
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from app.embedded.processes import LINUX
 from tests.embedded.conftest import CHECKOUT, ask, ask_until_answered, python, servers_of, until
 
 PARENT = """
@@ -31,7 +34,7 @@ async def test_a_killed_postmaster_comes_back_with_its_data(own_postgres: Embedd
     before = own_postgres.postmaster_pid
     os.kill(before, signal.SIGKILL)
     assert await ask_until_answered(own_postgres.superuser_url, "SELECT answer FROM kept") == 42
-    until(lambda: own_postgres.postmaster_pid != before, 5, "the handle learns of the new postmaster")
+    until(lambda: own_postgres.postmaster_pid != before, "the handle learns of the new postmaster")
 
 
 async def test_a_busy_backend_does_not_keep_a_killed_postmaster_from_coming_back(
@@ -41,15 +44,28 @@ async def test_a_busy_backend_does_not_keep_a_killed_postmaster_from_coming_back
     busy = await connection.fetchval("SELECT pg_backend_pid()")
     os.kill(busy, signal.SIGSTOP)  # attached to the old shared memory, and deaf to everything but SIGKILL
     os.kill(own_postgres.postmaster_pid, signal.SIGKILL)
-    assert await ask_until_answered(own_postgres.superuser_url, "SELECT 1", seconds=30) == 1
+    assert await ask_until_answered(own_postgres.superuser_url, "SELECT 1") == 1
     connection.terminate()
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere the port would be kept from the server too")
+async def test_nobody_is_given_the_port_of_a_server_that_is_down(own_postgres: EmbeddedPostgres) -> None:
+    """It comes back where it was, whoever has asked the kernel for any port meanwhile."""
+    port, before = own_postgres.port, own_postgres.postmaster_pid
+    os.kill(before, signal.SIGKILL)
+    while own_postgres.postmaster_pid == before:
+        with socket.socket() as greedy, pytest.raises(OSError, match="in use"):
+            greedy.bind(("127.0.0.1", port))
+        await asyncio.sleep(0.001)
+    assert await ask_until_answered(own_postgres.superuser_url, "SELECT 1") == 1
+    assert own_postgres.port == port
 
 
 async def test_a_killed_supervisor_is_replaced_and_clients_keep_their_address(own_postgres: EmbeddedPostgres) -> None:
     url, before = own_postgres.superuser_url(), own_postgres.supervisor_pid
     await ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
     os.kill(before, signal.SIGKILL)
-    until(lambda: own_postgres.supervisor_pid != before, 10, "another supervisor")
+    until(lambda: own_postgres.supervisor_pid != before, "another supervisor")
     assert await ask_until_answered(lambda: url, "SELECT answer FROM kept") == 42
 
 
@@ -64,7 +80,7 @@ def test_no_server_outlives_a_killed_supervisor(tmp_path: Path, *, watchdog: boo
         assert json.loads(supervisor.stdout.readline())["event"] == "ready"
         assert len(servers_of(state)) > 3
         supervisor.kill()
-    until(lambda: not servers_of(state), 10, "every process of the server is gone")
+    until(lambda: not servers_of(state), "every process of the server is gone")
     with EmbeddedPostgres.start(state) as server:
         assert server.port
 
@@ -75,7 +91,7 @@ def test_nothing_outlives_a_killed_parent(tmp_path: Path, arguments: list[str]) 
     with python(PARENT, str(state), *arguments) as parent:
         assert parent.stdout.readline().strip().isdigit()
         parent.kill()
-    until(lambda: not servers_of(state), 10, "supervisor and server are gone")
+    until(lambda: not servers_of(state), "supervisor and server are gone")
 
 
 def test_nothing_outlives_a_parent_and_a_supervisor_killed_at_once(tmp_path: Path) -> None:
@@ -84,15 +100,15 @@ def test_nothing_outlives_a_parent_and_a_supervisor_killed_at_once(tmp_path: Pat
         supervisor = int(parent.stdout.readline())
         parent.kill()
         os.kill(supervisor, signal.SIGKILL)
-    until(lambda: not servers_of(state), 10, "the server is gone")
+    until(lambda: not servers_of(state), "the server is gone")
 
 
 def test_a_parent_killed_during_initdb_leaves_a_directory_that_starts(tmp_path: Path) -> None:
     state = tmp_path / "postgres"
     with python(PARENT, str(state)) as parent:
-        until((state / "data.new").exists, 10, "initdb has begun")
+        until(lambda: (state / "data.new").exists() or (state / "data").exists(), "initdb has begun")
         parent.kill()
-    until(lambda: not servers_of(state), 10, "supervisor and initdb are gone")
+    until(lambda: not servers_of(state), "supervisor and initdb are gone")
     with EmbeddedPostgres.start(state) as server:
         assert server.port
 
@@ -102,17 +118,20 @@ def test_stop_leaves_nothing_and_the_next_start_is_quick(tmp_path: Path) -> None
     with EmbeddedPostgres.start(state) as server:
         port = server.port
     assert servers_of(state) == []
-    begun = time.monotonic()
-    with EmbeddedPostgres.start(state) as server:
-        assert server.port == port, "the address of the last run still holds"
-    assert time.monotonic() - begun < 5, "0.2 s on an idle machine"
+    for _ in range(5):  # a busy machine may need a second try, and between two runs a port may go to somebody else
+        begun, last = time.monotonic(), port
+        with EmbeddedPostgres.start(state) as server:
+            port = server.port
+        if port == last and time.monotonic() - begun < 5:  # 0.2 s on an idle machine
+            return
+    pytest.fail("the address of the last run doesn't hold, or it takes long")
 
 
 def test_a_lock_file_that_names_a_strangers_process_does_not_block_the_start(tmp_path: Path) -> None:
     state = tmp_path / "postgres"
     with EmbeddedPostgres.start(state):
         lock = (state / "data" / "postmaster.pid").read_text()
-    stranger = subprocess.Popen(["sleep", "60"])
+    stranger = subprocess.Popen(["sleep", "600"])
     try:
         (state / "data" / "postmaster.pid").write_text(f"{stranger.pid}\n" + lock.partition("\n")[2])
         with EmbeddedPostgres.start(state) as server:
@@ -143,6 +162,6 @@ def test_a_signal_stops_the_supervisor_in_order(tmp_path: Path, number: signal.S
     ) as supervisor:
         assert json.loads(supervisor.stdout.readline())["event"] == "ready"
         supervisor.send_signal(number)
-        assert supervisor.wait(30) == 0
+        assert supervisor.wait(120) == 0
     assert servers_of(state) == []
     assert "database system is shut down" in (state / "postgres.log").read_text()

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +23,6 @@ from tests.keys.cloud_cli import Clouds, on_path
 from tests.keys.customers import World, consent
 from tests.keys.test_moves import last, read, write
 from tests.keys.waiting import until
-from tests.kms.servers import free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
 DONE = "--the-block-is-done--"
@@ -65,18 +65,18 @@ def _with_key(folder: Path, tenant: Tenant) -> None:
 @asynccontextmanager
 async def reader(cell: Cell, tenant: Tenant, folder: Path, tools: Path, **more: str) -> AsyncIterator[Reader]:
     """Someone at a shell with the tools, a served cell and an admin's key in a file."""
-    port = free_port()
     config = uvicorn.Config(
-        cell.api, http="app.api.protocol:Protocol", port=port, log_level="error", access_log=False, lifespan="off"
+        cell.api, http="app.api.protocol:Protocol", log_level="error", access_log=False, lifespan="off"
     )
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
+    listener = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: asyncio.sleep(0, server.started))
     _with_key(folder, tenant)
     environment = {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "HOME": str(folder),
-        "CONFIDE_URL": f"http://127.0.0.1:{port}",
+        "CONFIDE_URL": f"http://127.0.0.1:{listener.getsockname()[1]}",
         "ADMIN": "@admin.header",
         **more,
     }

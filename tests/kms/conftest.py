@@ -32,7 +32,8 @@ from tests.kms.rigs import (
     TransitWorld,
 )
 from tests.kms.rigs_azure import AzureHsmRig, AzureRig
-from tests.kms.servers import Authority, FaultProxy, Process, free_port
+from tests.kms.servers import Authority, FaultProxy, Process
+from tests.ports import Port
 
 RIGS = ("local", "aws-ministack", "aws-moto", "transit-bao", "azure-vault", "azure-hsm")
 _SERVERS = {"ministack", "moto", "bao", "fake_azure", "rig", "customer"}
@@ -77,7 +78,8 @@ def _script(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsWorld]:
-    port = free_port()
+    held = Port()
+    port = held.number
     environment = {
         "AUTH": "true",
         "BIND_HOST": "127.0.0.1",
@@ -93,11 +95,13 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsWorld]:
     yield AwsWorld(f"http://127.0.0.1:{port}", gate, MINISTACK_ACCOUNT)
     gate.stop()
     process.stop()
+    held.free()
 
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsWorld]:
-    port = free_port()
+    held = Port()
+    port = held.number
     command = [_script("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     process = Process(command, {}, tmp_path_factory.mktemp("moto"), _answers(port))
     proxy = FaultProxy(f"http://127.0.0.1:{port}")
@@ -105,11 +109,13 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsWorld]:
     yield AwsWorld(f"http://127.0.0.1:{port}", proxy, MOTO_ACCOUNT)
     proxy.stop()
     process.stop()
+    held.free()
 
 
 @pytest.fixture(scope="session")
 def bao(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[TransitWorld]:
-    folder, port = tmp_path_factory.mktemp("bao"), free_port()
+    folder, held = tmp_path_factory.mktemp("bao"), Port()
+    port = held.number
     audit_log = folder / "audit.log"
     config = folder / "audit.hcl"
     config.write_text(f'audit "file" "file" {{\n  options {{\n    file_path = "{audit_log}"\n  }}\n}}\n')
@@ -128,7 +134,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Itera
     def ready() -> None:
         _answers(port)()
         trust = ssl.create_default_context(cafile=ca)
-        if httpx2.get(f"{direct}/v1/sys/health", verify=trust, trust_env=False).status_code != 200:
+        if httpx2.get(f"{direct}/v1/sys/health", verify=trust, trust_env=False, timeout=60).status_code != 200:
             raise OSError("not ready")
 
     process = Process(command, {}, folder, ready)
@@ -140,6 +146,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Itera
     yield world
     proxy.stop()
     process.stop()
+    held.free()
 
 
 @pytest.fixture(scope="session")

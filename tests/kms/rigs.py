@@ -304,7 +304,7 @@ class TransitRig(Rig):
 
     def intents(self) -> list[str]:
         found = []
-        for line in self.world.audit_log.read_text().splitlines():
+        for line in self.world.audit_log.read_text().rpartition("\n")[0].splitlines():  # the last may be half written
             headers = json.loads(line).get("request", {}).get("headers") or {}
             found += headers.get("x-confide-intent", [])
         return found
@@ -324,7 +324,7 @@ class TransitWorld:
         trust = ssl.create_default_context(cafile=self.server_ca)
         headers = {"X-Vault-Token": "root"}
         answer = httpx2.request(
-            method, f"{self.direct}/v1/{path}", json=body, headers=headers, verify=trust, trust_env=False
+            method, f"{self.direct}/v1/{path}", json=body, headers=headers, verify=trust, trust_env=False, timeout=60
         )
         assert answer.status_code < 300, (path, answer.text)
         return dict(answer.json()) if answer.content else {}

@@ -26,17 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx2
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+START_SECONDS = 120
 
 
 def _die_with_parent() -> None:
@@ -45,7 +42,7 @@ def _die_with_parent() -> None:
 
 
 class Process:
-    """A child in its own session. ``ready`` is asked until it doesn't raise, at most 30 s."""
+    """A child in its own session. ``ready`` is asked until it doesn't raise."""
 
     def __init__(
         self, command: list[str], environment: dict[str, str], folder: Path, ready: Callable[[], object]
@@ -62,11 +59,11 @@ class Process:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  calls one C function and nothing else
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 ready()
-            except OSError:
+            except (OSError, httpx2.HTTPError):
                 if self._child.poll() is not None or time.monotonic() > deadline:
                     self.stop()
                     raise RuntimeError(self.log.read_text(errors="replace")[-2000:]) from None
@@ -77,7 +74,7 @@ class Process:
     def stop(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait(10)
+        self._child.wait(60)
 
 
 class Authority:
@@ -157,7 +154,8 @@ class Served:
     """An aiohttp application on a thread of its own. ``handle`` is what a subclass answers with."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.port = free_port()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
         self.faults: deque[Fault] = deque()
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -170,14 +168,14 @@ class Served:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._up.wait(10)
+        assert self._up.wait(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -192,7 +190,7 @@ class Served:
         app.router.add_route("*", "/{tail:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
+        await web.SockSite(self._runner, self._listener, ssl_context=self._tls).start()
         await self.opened()
 
     async def _close(self) -> None:

@@ -18,7 +18,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from app.audit.verify import verify
 from app.embedded import EmbeddedPostgres
 from app.store import migrate
 from tests.cell import REGION, running_cell
+from tests.ports import Port
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = 8
@@ -58,10 +58,14 @@ class Failed(Exception):
 class Worker:
     """A served process that is started again whenever it is gone."""
 
-    port: int
+    held: Port
     environment: dict[str, str]
     commit: str
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        return self.held.number
 
     def start(self) -> None:
         with (Path(self.environment["CONFIDE_STATE_DIR"]) / f"worker-{self.port}.log").open("ab") as log:
@@ -250,11 +254,6 @@ class Run:
             await asyncio.sleep(0.2)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 async def prepare(server: EmbeddedPostgres, folder: Path, seed: int, commit: str) -> Run:
     """A migrated database, a tenant, two workers."""
     connection = await asyncpg.connect(server.superuser_url())
@@ -271,7 +270,7 @@ async def prepare(server: EmbeddedPostgres, folder: Path, seed: int, commit: str
         "CONFIDE_STATE_DIR": str(state),
         "CONFIDE_LOG_LEVEL": "ERROR",
     }
-    workers = [Worker(free_port(), environment, commit) for _ in range(2)]
+    workers = [Worker(Port(), environment, commit) for _ in range(2)]
     return Run(server, url, workers, tenant.keys, str(tenant.id), random.Random(seed))
 
 

@@ -17,7 +17,8 @@ import asyncpg
 import httpx2
 import psutil
 
-from tests.programmes.audit_crash import Failed, free_port
+from tests.ports import Port
+from tests.programmes.audit_crash import Failed
 from tests.programmes.chaos_record import Finding
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,8 @@ class Service:
     def __init__(self, folder: Path, chance: random.Random, *, workers: int = 2) -> None:
         self.state = folder / "state"
         self.log = folder / "service.log"
-        self.port = free_port()
+        self._held = Port()
+        self.port = self._held.number
         self._workers = workers
         self._random = chance
         self._process: subprocess.Popen[bytes] | None = None

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import os
-import socket
 import threading
 import time
 from collections import Counter, deque
@@ -23,6 +22,7 @@ import pytest
 import uvicorn
 
 from app.api import schemas, schemas_turn
+from tests.ports import Port
 
 KEY = "cfd_dev_eu_0123456789_secret"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -168,26 +168,29 @@ class Served:
 
     def __init__(self, service: FakeService) -> None:
         self.service = service
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port = Port()
+        self.url = f"http://127.0.0.1:{self.port.number}"
 
     def start(self) -> None:
         config = uvicorn.Config(
-            self.service, port=self.port, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
+            self.service,
+            port=self.port.number,
+            log_level="critical",
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=1,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self.server.started:
             assert time.monotonic() < deadline, "the service did not start"
             time.sleep(0.01)
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -204,6 +207,7 @@ def served(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator[Se
     monkeypatch.setenv("CONFIDE_RUNTIME_KEY", KEY)
     yield running
     running.stop()
+    running.port.free()
 
 
 def made_dialogue(number: int, exchanges: int) -> dict[str, object]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import psutil
 import pytest
 
 from app.embedded.processes import servers_in
+from tests.ports import Port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
@@ -37,15 +37,16 @@ class Service:
         self.log = state.parent / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []
+        self.port: Port | None = None
 
     def start(self, *options: str) -> float:
         """Answers how many seconds it took until the lines were printed."""
-        port = free_port()
+        self.port = Port()  # another one than the last, which is still held
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CONFIDE_")}
         began = time.monotonic()
         with self.out.open("wb") as out, self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve", "--demo", "--port", str(port), *options],
+                [sys.executable, "-m", "app", "serve", "--demo", "--port", str(self.port.number), *options],
                 cwd=ROOT,
                 env=clean | {"CONFIDE_ENV": "dev", "CONFIDE_STATE_DIR": str(self.state)},
                 stdout=out,
@@ -76,12 +77,6 @@ class Service:
     def env(self) -> dict[str, str]:
         lines = (self.state / "demo.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
