@@ -30,6 +30,7 @@ import asyncpg
 import pytest
 
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tests.chance import settle_hypothesis
 
 EXTERNAL = "CONFIDE_TEST_DATABASE_URL"
 PREFIX = "confide-tests-"
@@ -74,6 +75,9 @@ class SessionServer:
         scratch.touch(mode=0o600)
         scratch.write_text(json.dumps(answer))
         scratch.rename(self.folder / "answer")
+
+
+settle_hypothesis()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -151,6 +155,14 @@ def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
+@pytest.fixture
+def one_day() -> None:
+    """The test begins and ends on one day of UTC, and so in one month: close before midnight it waits for the next."""
+    left = 86_400 - time.time() % 86_400
+    if left < 60:
+        time.sleep(left + 0.5)
+
+
 @contextmanager
 def temporary_database(postgres: str, template: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(8)}"
@@ -158,7 +170,20 @@ def temporary_database(postgres: str, template: str) -> Iterator[str]:
     try:
         yield with_database(postgres, name)
     finally:
-        execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+        drop(postgres, name)
+
+
+def drop(postgres: str, name: str) -> None:
+    """A backend that has just been told to end may need a while on a busy machine."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+        except asyncpg.ObjectInUseError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 @contextmanager

@@ -132,11 +132,11 @@ def test_matching_takes_microseconds() -> None:
     table = Table(tuple(_route("GET", f"/v1/{kind}/{{id}}/context/{{collection}}/{{key}}") for kind in ("a", "b", "c")))
     path = b"/v1/b/01980a3e-7c1b-7d52-9f0e-2b6a4c8d1e3f/context/state/current"
     best = min(_timed(table, path) for _ in range(5))
-    assert best < 20e-6  # 1.3 µs on an idle core; the bound leaves room for a busy one
+    assert best < 20e-6  # 1.3 µs on an idle core
 
 
 def _timed(table: Table, path: bytes) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()  # what it costs, however long it has to wait for a core
     for _ in range(1000):
         table.match("GET", path)
-    return (time.perf_counter() - start) / 1000
+    return (time.thread_time() - start) / 1000

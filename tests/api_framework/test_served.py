@@ -43,7 +43,7 @@ def test_a_client_that_goes_away_does_not_stop_the_work(served: Any) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         client.sendall(b"GET /v1/slow HTTP/1.1\r\nhost: x\r\n\r\n")
         time.sleep(0.05)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not served.world.services.finished and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(served.world.services.finished) == 1
@@ -54,7 +54,7 @@ def test_a_stream_ends_when_its_client_goes_away(served: Any) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         client.sendall(b"GET /v1/stream HTTP/1.1\r\nhost: x\r\n\r\n")
         assert b"200 OK" in client.recv(1000)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not served.world.services.finished and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(served.world.services.finished) == 1

@@ -44,7 +44,7 @@ async def events(tenant: Tenant, **query: Any) -> list[dict[str, Any]]:
     return answer.json()["events"]
 
 
-async def sealed(cell: Cell, tenant: Tenant, seconds: float = 10.0) -> int:
+async def sealed(cell: Cell, tenant: Tenant, seconds: float = 60.0) -> int:
     """Wait until everything that is committed now is in the tree; answers its size."""
     signing = cell.parts.services.audit
     deadline = time.monotonic() + seconds

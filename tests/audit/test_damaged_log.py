@@ -50,7 +50,7 @@ async def test_g4_one_tenants_damaged_log_is_named_and_never_signed_and_holds_up
         audit.sealer.start()
     for number, one in enumerate((tenant, *damaged.values())):
         await a_turn(one, 2 + number)
-    await sealed(cell, tenant, 30)
+    await sealed(cell, tenant)
     assert (await verified(tenant)).exit_code == 0
     assert (await tenant.auditor.get("/v1/audit/checkpoint")).text.split("\n")[0].endswith(str(tenant.id))
     assert alarms["audit-tree"] >= 1

@@ -93,13 +93,17 @@ async def test_g7_a_stopped_leader_is_replaced_and_is_fenced_off_when_it_goes_on
             async def leads() -> bool:
                 return sealer.leading
 
-            assert await until(leads, 25, "nobody took the lead") < 25
+            await until(leads, 45, "nobody took the lead")
             await sealed(cell, tenant)
             kept = (await tenant.auditor.get("/v1/audit/checkpoint")).content
             after = await standing(database)
             assert after[1] == before[1] + 1
             process.send_signal(signal.SIGCONT)
-            await asyncio.sleep(2)
+
+            async def follows() -> bool:
+                return (tmp_path / "said").read_text().split()[-1] == "following"
+
+            await until(follows, 60, "the one that was stopped believes that it leads")
             await a_turn(tenant, 2)
             await sealed(cell, tenant)
             assert await standing(database) == after  # the one that was stopped doesn't lead, and changed nothing
@@ -110,7 +114,6 @@ async def test_g7_a_stopped_leader_is_replaced_and_is_fenced_off_when_it_goes_on
     finally:
         process.kill()
         process.wait()
-    assert (tmp_path / "said").read_text().split()[-1] == "following"
 
 
 async def test_g4_a_leader_of_an_older_term_can_commit_nothing(cell: Cell, tenant: Tenant) -> None:
@@ -134,7 +137,7 @@ async def test_g4_a_leader_of_an_older_term_can_commit_nothing(cell: Cell, tenan
             except asyncpg.LockNotAvailableError:
                 return False
 
-        assert await until(taken, 20, "the lead isn't free") < 20
+        await until(taken, 60, "the lead isn't free")
         await fresh.poll(new)
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
             await old.execute("SELECT 1")

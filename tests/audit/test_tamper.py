@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import random
 from pathlib import Path
 
+from tests.chance import seed as chosen_seed
 from tests.programmes.audit_tamper import prepared, run
 
 
 async def test_g4_what_is_changed_in_the_database_is_found_and_the_first_bad_leaf_is_named(
     database: str, tmp_path: Path
 ) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
+    seed = chosen_seed()
     logging.disable(logging.CRITICAL)
     try:
         async with prepared(database, tmp_path, 160, seed) as bench:

@@ -103,6 +103,7 @@ async def test_g6_an_auditors_own_login_reads_his_tenant_and_nothing_else(cell: 
                 await auditor.execute(statement)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_a_day_of_the_journal_goes_only_when_every_row_is_sealed(cell: Cell, tenant: Tenant) -> None:
     old = datetime.now(UTC) - timedelta(days=5)
     async with by_hand(cell) as seal, superuser(cell.url) as admin:
@@ -116,6 +117,7 @@ async def test_a_day_of_the_journal_goes_only_when_every_row_is_sealed(cell: Cel
             await admin.fetchval("SELECT confide_audit.drop_journal_partition(now()::date)")
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_g4_a_month_of_events_goes_only_whole_expired_signed_and_exported(cell: Cell, tenant: Tenant) -> None:
     await a_turn(tenant)
     await sealed(cell, tenant)

@@ -37,6 +37,7 @@ def built(folder: Path) -> Path:
     return folder / "verify"
 
 
+@pytest.mark.timeout(600)  # it compiles Go's library
 async def test_g4_go_verifies_a_checkpoint_and_proofs_and_refuses_altered_ones(
     cell: Cell, tenant: Tenant, tmp_path: Path
 ) -> None:

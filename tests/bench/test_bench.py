@@ -14,15 +14,12 @@ from bench.cell import Subject
 from bench.measure import LoadError, Measured
 from bench.processes import uvicorn
 from bench.workloads import json_bytes
-from tests.conftest import execute, with_database
 
 
 @pytest.fixture
-def stocked(postgres: str, tmp_path: Path) -> tuple[str, str, Path]:
+def stocked(empty_database: str, tmp_path: Path) -> tuple[str, str, Path]:
     """A plain service's database with a little in it, its key, and its targets."""
-    name = f"bench_{random.randrange(10**9)}"
-    execute(postgres, f"CREATE DATABASE {name} TEMPLATE template0")
-    url, key, path = with_database(postgres, name), cell.new_key(), tmp_path / "targets.json"
+    url, key, path = empty_database, cell.new_key(), tmp_path / "targets.json"
     asyncio.run(cell.execute(url, plain.SCHEMA.format(storage=plain.TUNED), plain.EXTERNAL))
     asyncio.run(cell.seed_plain(url, key, path, sessions=20, objects=3, body=json_bytes(4096, random.Random(1))))
     return url, key, path
@@ -34,7 +31,7 @@ def test_the_baselines_answer_every_request(stocked: tuple[str, str, Path], tmp_
     with cell.plain_server(target, url, key, tmp_path / "log", target=f"bench.{target}:application") as server:
         subject = Subject(target, server.port, server.pid, path)
         for workload in ("put", "get", "conditional"):
-            found = measure.run(subject, server.pid, {"workload": workload, "seconds": 0.2, "connections": 4})
+            found = measure.run(subject, server.pid, {"workload": workload, "seconds": 0.5, "connections": 4})
             assert found.detail["answers"] > 0
             assert set(found.detail["statuses"]) == {"200"}
         paced = {"streams": [{"workload": "get"}], "rates": [100], "connections": 4, "seconds": 0.5}
@@ -46,7 +43,7 @@ def test_refused_requests_make_no_result(stocked: tuple[str, str, Path], tmp_pat
     with cell.plain_server("plain", url, "another key", tmp_path / "log") as server:
         subject = Subject("plain", server.port, server.pid, path)
         with pytest.raises(LoadError, match="refused"):
-            measure.run(subject, server.pid, {"workload": "get", "seconds": 0.2, "connections": 2})
+            measure.run(subject, server.pid, {"workload": "get", "seconds": 0.5, "connections": 2})
 
 
 def test_a_server_that_does_nothing_is_served_faster_than_it_could_be_asked_by_others(tmp_path: Path) -> None:
@@ -54,7 +51,7 @@ def test_a_server_that_does_nothing_is_served_faster_than_it_could_be_asked_by_o
     cell.write_targets(path, ["key"], [(0, "session")], 1)
     with uvicorn("noop", "bench.noop:application", tmp_path / "log", env={}, factory=False) as server:
         subject = Subject("noop", server.port, server.pid, path)
-        found = measure.run(subject, server.pid, {"workload": "get", "seconds": 0.3, "connections": 8})
+        found = measure.run(subject, server.pid, {"workload": "get", "seconds": 0.5, "connections": 8})
     assert found.rate > 100
 
 

@@ -40,7 +40,7 @@ def confide(*arguments: str, stdin: str = "", **environment: str) -> subprocess.
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -72,7 +72,8 @@ def service(database: str, cell_variables: dict[str, str], tmp_path: Path) -> It
         "CONFIDE_OPERATOR_KEY": json.loads(made.stdout)["secret"],
     }
     server.should_exit = True
-    thread.join(30)
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def commands(
@@ -303,7 +304,7 @@ def test_serve_tells_a_script_in_one_line_where_it_answers(cell_variables: dict[
         assert not any(line.partition("=")[2] in json.dumps(told) for line in keys.splitlines() if "_KEY=" in line)
     finally:
         serving.terminate()
-        rest, _ = serving.communicate(timeout=60)
+        rest, _ = serving.communicate(timeout=120)
     assert (serving.returncode, rest) == (0, "")
 
 

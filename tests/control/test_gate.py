@@ -163,7 +163,7 @@ async def test_a_revoked_key_gets_401_and_no_403_that_would_tell_it_exists(cell:
 
 
 async def test_the_rate_is_per_tenant_and_says_when_to_come_again(cell: Cell, tenant: Tenant, other: Tenant) -> None:
-    await sql(cell, "UPDATE confide.tenant SET rate_per_second = 3 WHERE id = $1 RETURNING 1", tenant.id)
+    await sql(cell, "UPDATE confide.tenant SET rate_per_second = 1 WHERE id = $1 RETURNING 1", tenant.id)
     cell.parts.services.access._known.clear()
     answers = [await tenant.admin.get("/v1/tenant") for _ in range(12)]
     limited = [answer for answer in answers if answer.status_code == 429]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 
 import pytest
 
@@ -196,7 +197,8 @@ async def test_an_admin_changes_settings_and_every_worker_reads_them_anew(cell: 
     answer = await tenant.admin.patch("/v1/tenant", json={"require_preconditions": True, "ttl_idle_seconds": 600})
     assert answer.status_code == 200
     assert answer.json()["require_preconditions"] is True
-    assert answer.json()["changed_at"] > answer.json()["created_at"]
+    created, changed = (datetime.fromisoformat(answer.json()[name]) for name in ("created_at", "changed_at"))
+    assert changed > created
     assert await sql(cell, "SELECT epoch FROM confide.tenant WHERE id = $1", tenant.id) == before + 1
     [event] = await events(cell, tenant.id, "tenant.update")
     assert event["detail"] == {"require_preconditions": "true", "ttl_idle_seconds": "600"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -249,20 +250,37 @@ async def _expire(cell: Cell, place: str) -> None:
     await sql(cell, "UPDATE confide.container SET expires_at = now() - interval '1 second' WHERE id = $1", place)
 
 
-async def test_an_idle_session_ends_and_each_write_prolongs_it(tenant: Tenant) -> None:
-    place = await session(tenant.runtime, ttl={"idle": 2})
-    for _ in range(3):
-        await asyncio.sleep(0.9)
-        await say(tenant.runtime, place, "still here")
-    await asyncio.sleep(2.1)
+async def _ended(tenant: Tenant, place: str) -> None:
+    """Wait until a session is over by itself."""
+    async with asyncio.timeout(60):
+        while (await tenant.runtime.get(f"/v1/sessions/{place}")).status_code == 200:  # noqa: ASYNC110  time passes
+            await asyncio.sleep(0.05)
     refused(await tenant.runtime.get(f"/v1/sessions/{place}"), 404)
+
+
+async def _ends_at(tenant: Tenant, place: str) -> datetime:
+    return datetime.fromisoformat(done(await tenant.runtime.get(f"/v1/sessions/{place}"))["expires_at"])
+
+
+async def test_an_idle_session_ends_and_each_write_prolongs_it(tenant: Tenant) -> None:
+    place = await session(tenant.runtime, ttl={"idle": 60})
+    end = await _ends_at(tenant, place)
+    for _ in range(3):
+        await say(tenant.runtime, place, "still here")
+        later = await _ends_at(tenant, place)
+        assert end < later <= datetime.now(UTC) + timedelta(seconds=61)
+        assert await _ends_at(tenant, place) == later  # a read doesn't
+        end = later
+    await _ended(tenant, await session(tenant.runtime, ttl={"idle": 1}))
 
 
 async def test_an_absolute_time_to_live_is_not_prolonged(tenant: Tenant) -> None:
-    place = await session(tenant.runtime, ttl={"absolute": 1, "idle": 60})
+    place = await session(tenant.runtime, ttl={"absolute": 60, "idle": 60})
+    end = await _ends_at(tenant, place)
     await say(tenant.runtime, place, "hello")
-    await asyncio.sleep(1.2)
-    refused(await tenant.runtime.get(f"/v1/sessions/{place}"), 404)
+    assert await _ends_at(tenant, place) == end
+    place = await session(tenant.runtime, ttl={"absolute": 1, "idle": 60})
+    await _ended(tenant, place)
     refused(await tenant.runtime.post(f"/v1/sessions/{place}/turns", json={"turns": [{"json": 1}]}), 404)
 
 
