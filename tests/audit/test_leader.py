@@ -179,6 +179,33 @@ async def test_g4_a_smaller_tree_never_takes_the_place_of_a_larger_and_two_of_on
             raise AssertionError
 
 
+async def test_g4_the_witness_outlives_crashes_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    witness, other = Witness(tmp_path), Witness(tmp_path)
+    one, two = Seen("log", 1, b"1" * 32), Seen("log", 2, b"2" * 32)
+    async with witness.locked():
+        await witness.append([one])
+    with (tmp_path / "witness.log").open("ab") as file:
+        file.write(b"log 7 AAAA")
+    async with other.locked():
+        assert other.latest("log") == one
+        await other.append([two])
+    async with witness.locked():
+        assert witness.latest("log") == two
+    lines = (tmp_path / "witness.log").read_text().splitlines()
+    assert [line.endswith(" torn") for line in lines] == [False, True, False]
+
+
+async def test_g4_the_witness_is_compacted_without_losing_an_origin(tmp_path: Path) -> None:
+    witness = Witness(tmp_path, compact_bytes=1000)
+    for size in range(1, 50):
+        async with witness.locked():
+            await witness.append([Seen(f"log-{size % 3}", size, bytes([size]) * 32)])
+    reader = Witness(tmp_path)
+    async with reader.locked():
+        assert {origin: seen.size for origin, seen in reader.all().items()} == {"log-0": 48, "log-1": 49, "log-2": 47}
+    assert (tmp_path / "witness.log").stat().st_size < 1500
+
+
 async def test_g4_a_tree_that_never_fitted_stays_unsigned_with_an_alarm_and_the_sealer_goes_on(
     cell: Cell, tenant: Tenant
 ) -> None:

@@ -20,7 +20,6 @@ from app.audit.verify import verify
 from app.errors import Unavailable
 from app.identity import NO_UUID
 from app.services.audit_signing import Forked
-from app.services.audit_witness import Seen, Witness
 from app.services.sealer import SIGN_SECONDS, Sealer
 from app.store.audit_pool import audit_connector
 from app.store.audit_tree import head
@@ -375,30 +374,3 @@ async def test_an_event_that_is_not_there_and_one_that_is_not_sealed_yet_are_tol
         absent = await tenant.auditor.get("/v1/audit/proof/inclusion", params={"event": str(uuid4())})
     assert waiting.status_code == 503
     assert absent.status_code == 404
-
-
-async def test_g4_the_witness_outlives_crashes_in_the_middle_of_a_line(tmp_path: Path) -> None:
-    witness, other = Witness(tmp_path), Witness(tmp_path)
-    one, two = Seen("log", 1, b"1" * 32), Seen("log", 2, b"2" * 32)
-    async with witness.locked():
-        await witness.append([one])
-    with (tmp_path / "witness.log").open("ab") as file:
-        file.write(b"log 7 AAAA")
-    async with other.locked():
-        assert other.latest("log") == one
-        await other.append([two])
-    async with witness.locked():
-        assert witness.latest("log") == two
-    lines = (tmp_path / "witness.log").read_text().splitlines()
-    assert [line.endswith(" torn") for line in lines] == [False, True, False]
-
-
-async def test_g4_the_witness_is_compacted_without_losing_an_origin(tmp_path: Path) -> None:
-    witness = Witness(tmp_path, compact_bytes=1000)
-    for size in range(1, 50):
-        async with witness.locked():
-            await witness.append([Seen(f"log-{size % 3}", size, bytes([size]) * 32)])
-    reader = Witness(tmp_path)
-    async with reader.locked():
-        assert {origin: seen.size for origin, seen in reader.all().items()} == {"log-0": 48, "log-1": 49, "log-2": 47}
-    assert (tmp_path / "witness.log").stat().st_size < 1500
