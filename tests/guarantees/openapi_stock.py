@@ -37,7 +37,7 @@ class Stock:
             self.url + path,
             json=body,
             headers={"Authorization": f"Bearer {self.keys[role]}"} | headers,
-            timeout=30,
+            timeout=120,
         )
         assert answer.ok, (method, path, answer.status_code, answer.text)
         return answer.json() if answer.content else None
@@ -124,8 +124,8 @@ class Stock:
     def job(self) -> str:
         """A tenant has one move at a time, and other operations' tests may have begun one: it is waited for."""
         key = {"Authorization": f"Bearer {self.keys['admin']}"}
-        deadline = time.monotonic() + 60
-        while (answer := self._http.post(f"{self.url}/v1/keys/rotate", headers=key, timeout=30)).status_code == 409:
+        deadline = time.monotonic() + 120
+        while (answer := self._http.post(f"{self.url}/v1/keys/rotate", headers=key, timeout=120)).status_code == 409:
             assert time.monotonic() < deadline, answer.text
             time.sleep(0.2)
         assert answer.ok, answer.text
@@ -172,8 +172,8 @@ class Stock:
 
     def _event(self, role: str, path: str) -> str:
         key = {"Authorization": f"Bearer {self.keys[role]}"}
-        deadline = time.monotonic() + 20
-        while not self._http.get(f"{self.url}{path}/proof/consistency?from=1", headers=key, timeout=30).ok:
+        deadline = time.monotonic() + 120
+        while not self._http.get(f"{self.url}{path}/proof/consistency?from=1", headers=key, timeout=120).ok:
             assert time.monotonic() < deadline, "nothing is sealed"
             time.sleep(0.2)
         return str(self.call(role, "GET", f"{path}/events?order=oldest&limit=1")["events"][0]["id"])

@@ -6,6 +6,9 @@ import asyncio
 
 from tests.guarantees.relay import Connection, Relay
 
+READY = b"Z\x00\x00\x00\x05I"
+"""How an answer of PostgreSQL's ends, outside a transaction."""
+
 
 class Proxy(Relay):
     """``swallow``: the answers of so many commits never arrive. ``refuse``: nor do new connections."""
@@ -21,14 +24,15 @@ class _Lossy(Connection):
         super().__init__(near, far)
         self._proxy = proxy
         self._mute = False
+        self._heard = b""
 
     async def carry(self, data: bytes, *, forth: bool) -> None:
-        lost = forth and self._proxy.swallow > 0 and b"context.commit" in data
-        if lost:
+        if forth and self._proxy.swallow > 0 and b"context.commit" in data:
             self._proxy.swallow -= 1
             self._mute = True
         if forth or not self._mute:
             await super().carry(data, forth=forth)
-        if lost:
-            await asyncio.sleep(0.15)  # the statement is committed by now; its answer goes nowhere
+            return
+        self._heard = (self._heard + data)[-len(READY) :]
+        if self._heard == READY:  # the statement is committed, and its answer goes nowhere
             self.abort()

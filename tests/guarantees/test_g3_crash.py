@@ -32,7 +32,7 @@ SEED = 1
 CLIENTS = 10
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_g3_g7_what_clients_were_told_is_in_the_log_and_there_after_kill_9(tmp_path: Path) -> None:
     """The control runs over the same service, once its database acknowledges before its log is written."""
     run = await begin(tmp_path, SEED)
@@ -44,7 +44,7 @@ async def test_g3_g7_what_clients_were_told_is_in_the_log_and_there_after_kill_9
         found, missed = blindness(verdict.record, random.Random(SEED))
         assert missed == []
         assert len(found) >= 4
-        reads, writes = losses(await control(run, 5, CLIENTS))
+        reads, writes = losses(await control(run, 25, CLIENTS))  # it ends with the first of each
         assert reads > 0, "can't see a read whose event is lost"
         assert writes > 0, "can't see a lost write"
         assert await run.service.stop() == []
@@ -63,7 +63,7 @@ async def test_g7_a_sealer_that_is_told_to_stop_while_its_database_dies_ends(
         sealer.start()
         await cell.tenant()
         holding, looking = await asyncpg.connect(url), await asyncpg.connect(url)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not await looking.fetchval(SEALED):  # noqa: ASYNC110  another process's state
                 await asyncio.sleep(0.02)
             await holding.execute("BEGIN; LOCK TABLE confide_audit.event IN SHARE MODE")
@@ -76,7 +76,7 @@ async def test_g7_a_sealer_that_is_told_to_stop_while_its_database_dies_ends(
         for pid in servers_in(tmp_path / "postgres" / "data"):
             os.kill(pid, signal.SIGKILL)
         try:
-            await asyncio.wait_for(closing, 10)
+            await asyncio.wait_for(closing, 60)
         except TimeoutError:
             pytest.fail("the sealer goes on")
         finally:

@@ -119,11 +119,11 @@ def running(postgres: str, database_template: str, tmp_path_factory: pytest.Temp
         thread = threading.Thread(target=lambda: asyncio.run(serve(listener)), name="cell")
         thread.start()
         try:
-            assert ready.wait(20)
+            assert ready.wait(120)
             yield found[0]
         finally:
             stop.set()
-            thread.join(20)
+            thread.join(120)
             assert not thread.is_alive()
 
 
@@ -160,7 +160,7 @@ def _schema() -> Any:
     parts = assemble(settings_of("postgresql://nobody@localhost/none", Path(tempfile.gettempdir()) / "none"))
     generation = GenerationConfig(max_examples=EXAMPLES, deterministic=True, with_security_parameters=False)
     project = ProjectConfig(
-        request_timeout=60,  # a log of many thousand events is exported whole
+        request_timeout=120,  # a log of many thousand events is exported whole
         generation=generation,
         checks=_accepted(),
         operations=OperationsConfig(
@@ -210,7 +210,7 @@ schema = _schema()
 
 @schema.parametrize()
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # the service does, in a thread beside
-@pytest.mark.timeout(60 + 10 * EXAMPLES)
+@pytest.mark.timeout(300 + 10 * EXAMPLES)
 def test_requests_made_from_the_document_meet_it(case: schemathesis.Case, running: Running) -> None:
     """With all checks: statuses, headers, bodies, refusal of what is malformed, acceptance of what isn't, and that no
     route answers without an API key.

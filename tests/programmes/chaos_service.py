@@ -180,7 +180,10 @@ def _is(process: psutil.Process, kind: str) -> bool:
 
 
 def _command(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
+    """Empty where it has gone meanwhile."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def _kill(processes: list[psutil.Process]) -> None:

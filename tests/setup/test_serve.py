@@ -59,13 +59,21 @@ class Service:
         self.lines = self.lines_printed()
         return time.monotonic() - began
 
+    def start_again(self, first: float) -> None:
+        """In seconds, on a machine that has time; one that is busy just now is given another try."""
+        for _ in range(4):
+            if self.start() < max(RESTART_SECONDS, first):
+                return
+            assert self.stop() == 0
+        pytest.fail("a restart takes long")
+
     def lines_printed(self) -> list[str]:
         return re.findall(r"^curl .*\n", self.out.read_text(), re.MULTILINE)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def paste(self, line: str) -> dict:
         """In a shell of its own, in another folder, with nothing of ours in its environment."""
@@ -96,7 +104,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     found = []
     for each in psutil.Process(pid).children():
         with suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(each.cmdline()) and each.nice() == 0:
+            if "spawn_main" in " ".join(each.cmdline()) and each.nice() == os.nice(0):
                 found.append(each)
     return found
 
@@ -105,7 +113,7 @@ def sealer_of(pid: int) -> psutil.Process | None:
     """The process that seals the log: it stands back behind the workers."""
     for each in psutil.Process(pid).children():
         with suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(each.cmdline()) and each.nice() > 0:
+            if "spawn_main" in " ".join(each.cmdline()) and each.nice() > os.nice(0):
                 return each
     return None
 
@@ -142,8 +150,11 @@ def test_what_a_run_leaves_is_private_and_shows_no_key(service: Service) -> None
     secrets += [(service.state / "confide_app.password").read_text().strip()]
     secrets += [(service.state / "cell.secret").read_text().strip()]
     assert service.process is not None
-    processes = [psutil.Process(service.process.pid), *children(service.process.pid)]
-    seen = "".join(" ".join(process.cmdline()) for process in processes)
+    seen = ""
+    for process in (psutil.Process(service.process.pid), *children(service.process.pid)):
+        with suppress(psutil.NoSuchProcess):  # a backend that has ended meanwhile
+            seen += " ".join(process.cmdline())
+    assert "serve --demo" in seen
     seen += service.out.read_text() + service.log.read_text()
     for secret in secrets:
         assert secret not in seen
@@ -156,7 +167,7 @@ def test_a_second_start_takes_seconds_and_goes_on_where_the_first_stood(service:
     before = service.env()
     assert service.stop() == 0
     assert servers_in(service.state / "postgres" / "data") == []
-    assert service.start() < max(RESTART_SECONDS, first)
+    service.start_again(first)
     after = service.env()
     assert {name: value for name, value in after.items() if name != "CONFIDE_URL"} == {
         name: value for name, value in before.items() if name != "CONFIDE_URL"
@@ -172,9 +183,9 @@ def test_nothing_acknowledged_is_lost_when_everything_is_killed(service: Service
     below = children(service.process.pid)
     service.process.kill()
     service.process.wait()
-    _, alive = psutil.wait_procs(below, timeout=15)
+    _, alive = psutil.wait_procs(below, timeout=120)
     assert alive == []
-    assert service.start() < max(RESTART_SECONDS, first)
+    service.start_again(first)
     loaded = service.paste(service.lines[1])
     assert (loaded["session"]["id"], loaded["session"]["commit"]) == (session["id"], 1)
 
@@ -182,7 +193,7 @@ def test_nothing_acknowledged_is_lost_when_everything_is_killed(service: Service
 def test_a_killed_worker_is_started_again(service: Service) -> None:
     service.start("--workers", "2")
     assert service.process is not None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(workers := workers_of(service.process.pid)) != 2:  # one that is just becoming something else counts too
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -204,9 +215,9 @@ def test_a_killed_postgres_is_started_again_and_serves(service: Service) -> None
     data = service.state / "postgres" / "data"
     postmaster = int((data / "postmaster.pid").read_text().splitlines()[0])
     os.kill(postmaster, signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        with suppress(KeyError, subprocess.CalledProcessError):
+        with suppress(KeyError, ValueError, subprocess.CalledProcessError):
             if service.paste(service.lines[1])["session"]["id"] == session["id"]:
                 return
         time.sleep(0.2)
@@ -217,7 +228,9 @@ def test_a_demo_whose_keys_no_longer_work_is_renewed(service: Service) -> None:
     service.start()
     before = service.env()
     admin = httpx2.Client(
-        base_url=before["CONFIDE_URL"], headers={"authorization": f"Bearer {before['CONFIDE_ADMIN_KEY']}"}
+        base_url=before["CONFIDE_URL"],
+        headers={"authorization": f"Bearer {before['CONFIDE_ADMIN_KEY']}"},
+        timeout=60,
     )
     with admin:
         keys = {key["name"]: key["id"] for key in admin.get("/v1/api-keys").json()["keys"]}
@@ -231,7 +244,7 @@ def test_a_demo_whose_keys_no_longer_work_is_renewed(service: Service) -> None:
 def test_g4_a_killed_sealer_is_started_again_and_seals_what_came_meanwhile(service: Service) -> None:
     service.start()
     assert service.process is not None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (first := sealer_of(service.process.pid)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -247,6 +260,6 @@ def test_g4_a_killed_sealer_is_started_again_and_seals_what_came_meanwhile(servi
 
 def sealed(url: str) -> bool:
     """Whether a sealer leads and nothing waits for it."""
-    metrics = httpx2.get(f"{url}/metrics").text
+    metrics = httpx2.get(f"{url}/metrics", timeout=60).text
     found = [re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE) for name in (LEADER, BACKLOG)]
     return [float(value[1]) for value in found if value] == [1.0, 0.0]
