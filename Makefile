@@ -67,7 +67,7 @@ fuzz: $(DEV) ## hold the service to its OpenAPI document with EXAMPLES (200) ran
 	@CONFIDE_FUZZ_EXAMPLES="$(EXAMPLES)" $(BIN)/python -m pytest -n $(WORKERS) tests/guarantees/test_openapi_truth.py $(ARGS)
 
 .PHONY: faults
-faults: $(DEV) ## every kind of fault of a key service, whatever is being done, for every provider: 240 cells (a minute)
+faults: $(DEV) ## every kind of fault of a key service, whatever is being done, for every provider: 240 cells (a minute and a half)
 	@$(BIN)/python -m tests.programmes.fault_matrix $(ARGS)
 
 .PHONY: bench-revocation

@@ -146,7 +146,10 @@ class TenantKeys:
     @property
     def in_grace(self) -> bool:
         """The lease has ended, an outage keeps it from being renewed, and the tenant chose to be served anyway."""
-        return self.lease_end <= self.clock() < self.until
+        return self._graced(self.clock())
+
+    def _graced(self, now: float) -> bool:
+        return self.lease_end <= now < self.until
 
     @property
     def kept_until(self) -> float:
@@ -163,8 +166,9 @@ class TenantKeys:
 
     def facts(self) -> str:
         """The key state as a JSON fragment for an event."""
-        age = int((self.clock() - self.granted_at) * 1000)
-        grace = ',"grace":true' if self.in_grace else ""
+        now = self.clock()  # once, so that the age and the mark are of one moment
+        age = int((now - self.granted_at) * 1000)
+        grace = ',"grace":true' if self._graced(now) else ""
         return f'{self.kek},"lease_ms":{age}{grace}'
 
     def name(self, container: UUID, collection: str, key: str | None, made: UUID) -> UUID:

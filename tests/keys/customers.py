@@ -26,10 +26,7 @@ from tests.kms.rigs import AwsWorld, TransitWorld
 from tests.kms.rigs_azure import OUR_CLIENT, OUR_SECRET
 from tests.kms.servers import Fault
 
-QUICK = Limits(
-    connect_timeout=0.3,
-    read_timeout=0.4,
-    budget=0.8,
+QUICK = Limits(  # the production time-outs, with shorter waits: a busy machine must not pass for an outage
     backoff=0.02,
     backoff_cap=0.05,
     breaker_seconds=0.3,
@@ -104,7 +101,11 @@ class Customer:
 
     def fault(self, kind: str) -> Fault:
         """``kind``: throttled, unavailable, silence, cut, unknown, own-credentials, integrity, denied and the like."""
-        return {"unavailable": Fault(503, "{}"), "silence": Fault(silence=0.6, cut=True), "cut": Fault(cut=True)}[kind]
+        return {
+            "unavailable": Fault(503, "{}"),
+            "silence": Fault(silence=Limits().read_timeout + 0.2, cut=True),
+            "cut": Fault(cut=True),
+        }[kind]
 
     def out(self, kind: str = "unavailable", times: int = 10_000) -> None:
         """The key service fails for so many calls."""

@@ -7,6 +7,7 @@ is shown as revoked but by a denial, one call at a time for a tenant, and servic
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +152,8 @@ class Matrix:
         """Served again, once the fault is gone. Denials stand for themselves here: nobody else was denied."""
         async with self.cell.parts.services.ledger.transaction(tenant.id) as tx:
             await tx.connection.execute(FORGET_DENIALS, tenant.id)
-        for _ in range(250):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             self.cell.parts.services.keyring._failures.clear()
             if (await read(tenant, "s")).status_code == 200:
                 return []

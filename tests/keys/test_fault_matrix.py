@@ -27,7 +27,7 @@ def test_the_part_leaves_out_no_pair_of_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.timeout(600 if FULL else 120)
+@pytest.mark.timeout(1200 if FULL else 300)
 async def test_g5_no_fault_opens_revokes_or_herds(
     cell: Cell, world: World, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:

@@ -116,7 +116,7 @@ async def follow(page: str, someone: Reader, tenant: Tenant, folder: Path) -> No
 
     await until(lambda: status(403))
     assert (await someone.type(enable)).startswith("revoked\n")
-    await until(lambda: status(200), 20)
+    await until(lambda: status(200))
     assert await last(tenant, "before") == 1
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from tests.cell import Tenant
 
 
-async def until(check: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> Any:
+async def until(check: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
     """What ``check`` answers once it is true."""
     async with asyncio.timeout(seconds):
         while True:
@@ -20,7 +20,7 @@ async def until(check: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> A
             await asyncio.sleep(0.02)
 
 
-async def ended(tenant: Tenant, job: UUID | str, *states: str, seconds: float = 30.0) -> dict[str, Any]:
+async def ended(tenant: Tenant, job: UUID | str, *states: str, seconds: float = 120.0) -> dict[str, Any]:
     async def look() -> Any:
         answer = (await tenant.admin.get(f"/v1/jobs/{job}")).raise_for_status().json()
         return answer if answer["state"] in (states or ("done",)) else None

@@ -156,12 +156,12 @@ async def test_silence_and_cut_lines_are_an_outage_within_the_budget(rig: Rig, f
     provider = registry.provider(rig.binding)
     with suppress(KmsUnavailable):
         await provider.describe(uuid4())  # sign in, so that the fault meets the unwrap
-    made = [Fault(silence=3.0) if fault == "silence" else Fault(cut=True) for _ in range(4)]
+    made = [Fault(silence=60.0) if fault == "silence" else Fault(cut=True) for _ in range(4)]
     rig.faults().extend(made)
     started = time.monotonic()
     with pytest.raises(KmsUnavailable) as refused:
         await provider.unwrap(wrapped.ciphertext, wrapped.kek_version, rig.context, uuid4())
-    assert time.monotonic() - started < QUICK.budget + 0.4
+    assert time.monotonic() - started < 20  # the budget is a second, and the endpoint's silence a minute
     await registry.close()
     assert not isinstance(refused.value, KmsUnclassified)
     assert refused.value.endpoint_fault

@@ -47,7 +47,7 @@ async def expire(cell: Cell, *sessions: UUID) -> None:
     )
 
 
-async def until(true: Callable[[], Awaitable[Any]], seconds: float = 15) -> Any:
+async def until(true: Callable[[], Awaitable[Any]], seconds: float = 90) -> Any:
     """What ``true`` answers once it isn't empty."""
     for _ in range(int(seconds / 0.05)):
         found = await true()

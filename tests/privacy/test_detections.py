@@ -83,8 +83,10 @@ async def test_guessing_keys_is_a_burst_and_a_sealed_tenants_traffic_is_none(cel
         assert (await cell.anyone.get("/v1/sessions/x")).status_code == 401  # no key at all
     await cell.parts.denials.flush()
     assert await drafts(cell) == []
-    for number in range(15):
-        guess = cell.client(f"{tenant.keys['runtime'][:-3]}{number:03}")
+    key = tenant.keys["runtime"]
+    guesses = [each for each in (f"{key[:-3]}{number:03}" for number in range(16)) if each != key]
+    for each in guesses[:15]:
+        guess = cell.client(each)
         assert (await guess.get("/v1/trust/acceptances")).status_code == 401
     await cell.parts.denials.flush()
     [found] = await drafts(cell)
@@ -101,7 +103,8 @@ async def test_a_revoked_keys_use_is_drafted_by_name_and_an_expired_or_unknown_o
     ]
     await sql(cell, "UPDATE confide.api_key SET expires_at = now() - interval '1 second' WHERE name = 'old'")
     assert (await cell.client(old["secret"]).get(f"/v1/sessions/{session}")).status_code == 401
-    assert (await cell.client(old["secret"][:-4] + "0000").get(f"/v1/sessions/{session}")).status_code == 401
+    wrong = old["secret"][:-4] + ("1111" if old["secret"].endswith("0000") else "0000")
+    assert (await cell.client(wrong).get(f"/v1/sessions/{session}")).status_code == 401
     await cell.parts.denials.flush()
     assert await drafts(cell) == []
     assert (await tenant.admin.post(f"/v1/api-keys/{leaked['key']['id']}/revoke")).status_code == 200

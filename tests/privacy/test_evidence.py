@@ -168,7 +168,7 @@ async def test_terms_are_kept_by_the_present_version_only_or_while_there_is_time
         monkeypatch.setattr(of_cell, "documents", terms(Statement(documents=[now])))
         return (await look(cell, tenant, "terms"))[1]
 
-    soon = {"version": "2", "announced": "2026-01-01", "effective": str(today + timedelta(days=1))}
+    soon = {"version": "2", "announced": "2026-01-01", "effective": str(today + timedelta(days=2))}
     assert await found() == ["dpa"]
     assert await found(**soon) == ["dpa"]  # who never accepted any has no time left
     await accept(tenant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 import zipfile
@@ -116,7 +117,7 @@ async def hand_over_evidence(cell: Cell, tenant: Tenant, tmp_path: Path) -> None
     assert json.loads(done.stdout)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_the_story_from_onboarding_to_offline_verification(
     database: str, postgres: str, tmp_path: Path, receiver: Receiver
 ) -> None:
@@ -128,8 +129,9 @@ async def test_the_story_from_onboarding_to_offline_verification(
         await answer_an_access_request(tenant, gone)
         await backup.dump(database, tmp_path / "data", tmp_path / "keys")
         await erase(cell, tenant, gone)
-    await make_database(postgres, "story_restored")
-    restored = with_database(postgres, "story_restored")
+    name = f"story_{secrets.token_hex(8)}"
+    await make_database(postgres, name)
+    restored = with_database(postgres, name)
     try:
         await backup.restore(restored, tmp_path / "data", tmp_path / "keys")
         await replay_deletions(settings_of(restored, state))
@@ -145,5 +147,5 @@ async def test_the_story_from_onboarding_to_offline_verification(
             await hand_over_evidence(cell, again, tmp_path)
     finally:
         connection = await asyncpg.connect(postgres)
-        await connection.execute("DROP DATABASE story_restored WITH (FORCE)")
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await connection.close()

@@ -133,7 +133,7 @@ async def test_g9_an_active_key_abroad_stops_with_its_consent_and_comes_back_wit
     assert await kms_calls(cell) == calls  # nobody asks a key abroad whether it would serve
     assert (await tenant.admin.post("/v1/keys/rotate")).status_code in {403, 404}
     await consent(tenant)
-    await until(lambda: served(tenant), 30)
+    await until(lambda: served(tenant))
     assert await state_of(tenant, binding) == "active"
     assert await residency(tenant) == "kept"
     codes = await sql(
@@ -156,7 +156,7 @@ async def test_g9_a_consent_that_ends_stops_the_key_even_where_no_watch_runs(
     async def dark() -> bool:
         return not await served(tenant)
 
-    await until(dark, 10)  # within the lease of a second: the keys can't be loaded again
+    await until(dark)  # within the lease of a second: the keys can't be loaded again
     residency = cell.parts.services.privacy.residency
     assert await residency.stop_unconsented() == 1
     assert await residency.stop_unconsented() == 0
@@ -180,13 +180,13 @@ async def test_g9_a_key_in_use_that_nobody_asked_where_it_is_is_asked_and_stoppe
         rows = await sql(cell, "SELECT FROM confide_keys.binding WHERE transfer_to = 'westeurope'")
         return bool(rows)
 
-    await until(known, 10)
+    await until(known)
 
     async def stopped() -> bool:  # by this look, or by the watch's own
         await residency_.stop_unconsented()
         return bool(await state_of(tenant, binding) == "revoked")
 
-    await until(stopped, 10)
+    await until(stopped)
     assert not await served(tenant)
 
 

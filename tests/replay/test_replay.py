@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on(served, service, long, play):
         assert running.poll() is None
         time.sleep(0.005)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=120)
     assert (running.returncode, err) == (130, "interrupted; the same command goes on from here\n")
     service.seconds = 0.0
     status, report = play(long)
@@ -328,7 +328,7 @@ def test_no_service(served, made, play):
     served.start()
     assert (status, report["outcome"]) == (3, "failed")
     assert "no answer for 1 s" in report["error"]
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40  # it would go on for a minute by itself
 
 
 def test_a_service_that_stays_busy(served, service, made, play):
